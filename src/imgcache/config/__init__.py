@@ -1,0 +1,1 @@
+"""The inventory: from YAML text to model types."""

@@ -1,0 +1,1 @@
+"""One module per virtualisation back end that has an image cache."""

@@ -1,0 +1,1 @@
+"""Where images come from: Glance, or a folder of image files."""

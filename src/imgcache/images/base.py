@@ -1,0 +1,88 @@
+"""The contract of an image service: the only file to read before adding one.
+
+Implementations: ``glance`` (Glance v2, with or without Keystone) and ``directory`` (a folder of image
+files). All pass ``tests/contract/image_service_suite.py``.
+
+Methods block (they use requests and files): the operations call them with ``asyncio.to_thread``. An
+implementation is used by several threads at once and must allow it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from contextlib import AbstractContextManager
+
+    from imgcache.model import Image, Secret, ServiceAccess
+
+
+class HostAccess(Protocol):
+    """Access for hosts to one run's images, made by ``ImageService.host_access``."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the operator should know: an admin role in the token, no certificate check, …"""
+
+    def for_image(self, image: Image, *, refused: Secret | None = None) -> ServiceAccess:
+        """Return what a host needs to fetch ``image``; blocks while a new token is made.
+
+        ``refused`` is a token that Glance answered with 401: a newer one is returned, made once for
+        all hosts that ask about the same token.
+
+        Raises:
+            AuthenticationError: no token can be had any more.
+            ImageServiceUnreachableError: Keystone does not answer.
+        """
+
+
+class ImageService(ABC):
+    """Where images come from. Closing it ends its connections; use as a context manager."""
+
+    #: Whether hosts can download from it by themselves; otherwise the controller pushes.
+    serves_hosts: bool = False
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Return one line that names it: ``Glance at https://…``, ``directory /srv/images``."""
+
+    @abstractmethod
+    def find_images(self, names: Sequence[str]) -> tuple[Image, ...]:
+        """Resolve ids and names to images that are verified to be cacheable, in the order given.
+
+        An image named twice comes once. Each has been seen to exist, to be active and readable, to
+        have a size above 0, a digest in an algorithm that we can compute, and an allowed format.
+
+        Raises:
+            ImageProblemsError: lists every name with a problem, not just the first.
+            AuthenticationError, ImageServiceUnreachableError, ImageServiceError: no answer to use.
+        """
+
+    @abstractmethod
+    def read(self, image: Image, *, offset: int = 0) -> AbstractContextManager[Iterator[bytes]]:
+        """Open the image's bytes from ``offset`` on, in blocks of at most 1 MiB.
+
+        The end of the stream proves nothing: the reader counts and hashes. At most
+        ``image.size_bytes - offset`` bytes are given.
+
+        Raises:
+            ImageServiceError: on opening, or while reading.
+        """
+
+    def host_access(self, images: Sequence[Image], run_id: str, lifetime_s: float) -> AbstractContextManager[HostAccess]:
+        """Give hosts access to exactly these images for ``lifetime_s``; leaving the context ends it.
+
+        Only for services with ``serves_hosts``.
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to close
+        """End all connections; idempotent."""
+
+    def __enter__(self) -> ImageService:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()

@@ -1,0 +1,172 @@
+"""The things imgcache knows about: values only, no input or output."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NewType
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+ImageId = NewType("ImageId", str)
+"""The id of an image exactly as the image service returned it."""
+
+#: Formats whose content the helper can judge; all others are refused before any host is contacted.
+CACHEABLE_DISK_FORMATS = frozenset({"raw", "qcow2", "vmdk", "vhdx", "vdi", "iso", "ami", "ari", "aki"})
+
+
+def base_file_name(image_id: ImageId) -> str:
+    """Return the name of an image's base file: 40 lower-case hex characters.
+
+    Source: nova ``virt/libvirt/imagecache.py``, ``get_cache_fname``: SHA-1 of the id's UTF-8 bytes.
+    """
+    return hashlib.sha1(image_id.encode(), usedforsecurity=False).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """A digest of an image's original bytes, as the image service states it."""
+
+    algo: str
+    """A name that ``hashlib`` guarantees, such as ``sha512``."""
+    value: str
+    """Lower-case hex."""
+
+    @property
+    def weak(self) -> bool:
+        """Whether someone could craft other bytes with this digest (MD5, SHA-1)."""
+        return self.algo in {"md5", "sha1"}
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image that was verified to be cacheable: active, with a size, a digest, an allowed format."""
+
+    id: ImageId
+    name: str
+    size_bytes: int
+    """Bytes of the original, as stored and served; always above 0."""
+    disk_format: str
+    container_format: str
+    digest: Digest
+    virtual_size_bytes: int | None = None
+    """Bytes of the disk inside; None when the image service does not know."""
+
+    @property
+    def base_name(self) -> str:
+        """See ``base_file_name``."""
+        return base_file_name(self.id)
+
+
+@dataclass(frozen=True, slots=True)
+class HostSettings:
+    """How to reach and treat one host. None means: the host's own nova.conf, then Nova's default;
+    for SSH settings: ``~/.ssh/config``, then OpenSSH's default."""
+
+    driver: str = "libvirt"
+    address: str | None = None
+    port: int | None = None
+    user: str | None = None
+    become: Literal["none", "sudo"] = "none"
+    become_user: str = "nova"
+    python: tuple[str, ...] = ("python3",)
+    """The command that starts Python on the host, as separate words."""
+    transport: Literal["ssh", "local"] = "ssh"
+    ssh_key: Path | None = None
+    known_hosts: Path | None = None
+    proxy_jump: str | None = None
+    connect_timeout_s: float = 20.0
+    """For connection and login together."""
+    nova_conf: tuple[str, ...] | None = None
+    """Paths on the host, later ones winning; None: where oslo.config looks."""
+    instances_path: str | None = None
+    cache_subdirectory: str | None = None
+    force_raw_images: bool | None = None
+    images_type: str | None = None
+    reserve_bytes: int | None = None
+    """Free space that must remain on the cache's file system; None: max of 5 % and 10 GiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A compute node we can reach, as one run uses it."""
+
+    name: str
+    aggregate: str
+    """The first selected aggregate that names it."""
+    cell: str | None
+    site: str | None
+    settings: HostSettings
+
+    @property
+    def address(self) -> str:
+        """Where to connect: the given address, else the name (``~/.ssh/config`` may map it)."""
+        return self.settings.address or self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregate:
+    """A named group of hosts, as in Nova."""
+
+    name: str
+    cell: str | None
+    site: str | None
+    hosts: tuple[Host, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageServiceSettings:
+    """Which image service to use, from the inventory; the command line's ``--os-*`` overrides."""
+
+    kind: Literal["glance", "directory"] = "glance"
+    cloud: str | None = None
+    endpoint: str | None = None
+    """Glance without Keystone, or an endpoint that overrides the catalogue's."""
+    host_endpoint: str | None = None
+    """The URL at which hosts reach Glance, when it differs from the controller's."""
+    host_interface: str | None = None
+    """The catalogue interface that hosts use (``internal``), when it differs."""
+    path: Path | None = None
+    """The folder of a ``directory`` image service, absolute."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """What the inventory file says, checked and resolved."""
+
+    path: Path
+    image_service: ImageServiceSettings
+    aggregates: Mapping[str, Aggregate] = field(default_factory=dict)
+    """Aggregate name -> aggregate, in the file's order."""
+
+
+class Secret:
+    """A string that does not show itself in reprs, logs or tracebacks."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        """Return the secret itself; only to be put into a frame for a host."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return "<secret>"
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceAccess:
+    """What a host needs to download one image by itself. Never printed: the token has no repr."""
+
+    url: str
+    """The full URL of the image's file."""
+    token: Secret | None
+    """None for an image service without authentication."""
+    ca_pem: str | None
+    """Certificates to trust, PEM; None: the host's own."""
+    insecure: bool
+    """Do not check the certificate; only by the operator's explicit choice."""

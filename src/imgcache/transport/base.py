@@ -1,0 +1,56 @@
+"""The contract of a transport: how a program is started on a host, and its bytes moved.
+
+Implementations: ``ssh`` (asyncssh) and ``local`` (a child process of the controller). Tests add one
+that breaks on purpose.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
+    from imgcache.model import Host
+
+
+class Session(Protocol):
+    """One running program on a host. Not safe for use by two tasks at once, save read beside write."""
+
+    async def write(self, data: bytes) -> None:
+        """Send bytes to its standard input; waits while the peer takes no more (back-pressure).
+
+        Raises:
+            ContactLostError: the connection is gone.
+        """
+
+    async def read(self, max_bytes: int) -> bytes:
+        """Return 1 to ``max_bytes`` bytes of its standard output, or ``b""`` at the end.
+
+        Raises:
+            ContactLostError: the connection is gone.
+        """
+
+    def stderr_tail(self) -> str:
+        """Return the last 64 KiB at most of its standard error, sanitised, possibly empty."""
+
+    async def exit_status(self) -> int | None:
+        """Wait for its end; None when it was killed by a signal or the status never came."""
+
+    async def close_stdin(self) -> None:
+        """Send end of file; the helper then cleans up and ends. Idempotent."""
+
+
+class Transport(Protocol):
+    """A way to reach hosts."""
+
+    def open(self, host: Host, command: str) -> AbstractAsyncContextManager[Session]:
+        """Connect to ``host`` and start ``command`` there, as its login shell reads it.
+
+        Leaving the context closes everything that was opened, within seconds, whatever the host does;
+        safe to cancel at any point.
+
+        Raises:
+            HostError: with code ``connect``, ``jump``, ``login``, ``hostkey-unknown``,
+                ``hostkey-changed`` or ``session``.
+        """
