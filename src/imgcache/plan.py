@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -85,6 +86,8 @@ class Report:
     outcomes: tuple[Outcome, ...]
     notices: tuple[str, ...] = field(default=())
     """Warnings about the run as a whole, as shown to the operator."""
+    interrupted: int | None = None
+    """The number of the signal that ended the run early, if one did."""
 
     def totals(self) -> dict[str, int]:
         """Return outcome word -> number of items, every word present, in the words' order."""
@@ -92,6 +95,8 @@ class Report:
         return {word.value: counts.get(word, 0) for word in OutcomeWord}
 
     def exit_code(self) -> ExitCode:
-        """Return 1 when some item is ``error`` or ``unknown``, else 0."""
+        """Return 130 or 143 when interrupted, 1 when some item is ``error`` or ``unknown``, else 0."""
+        if self.interrupted is not None:
+            return ExitCode.INTERRUPTED if self.interrupted == signal.SIGINT else ExitCode.TERMINATED
         failed = any(outcome.outcome in FAILED_WORDS for outcome in self.outcomes)
         return ExitCode.ITEMS_FAILED if failed else ExitCode.OK

@@ -61,9 +61,17 @@ class HostContext(Protocol):
     sources: Sources
     dry_run: bool
     retries: int
+    """How often one item's attempt may be repeated."""
+    run_id: str
 
     def converse(self, modules: Sequence[str]) -> AbstractAsyncContextManager[Conversation]:
         """Connect and start the helper with these of its modules; one connection per host and run."""
+
+    def begin(self, image: Image) -> None:
+        """Say that an order about this image is on its way.
+
+        From now on its clock runs, and losing contact leaves it ``unknown``.
+        """
 
     def report(
         self,
@@ -80,7 +88,10 @@ class HostContext(Protocol):
     def progress(self, image: Image, phase: str, done_bytes: int, total_bytes: int) -> None:
         """Say how far an image is; as often as wanted."""
 
-    async def back_off(self, image: Image, attempt: int, reason: str, after_s: float | None) -> None:
+    def notice(self, message: str, *, hint: str | None = None) -> None:
+        """Tell the operator something about this host that is not an outcome."""
+
+    async def back_off(self, image: Image | None, attempt: int, reason: str, after_s: float | None) -> None:
         """Wait before repetition ``attempt`` (1 is the first), lending this host's place to others.
 
         ``after_s`` is what a server asked for; it is capped, and jitter is added.

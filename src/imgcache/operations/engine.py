@@ -1,0 +1,172 @@
+"""Runs a driver over hosts: bounded parallelism, deadlines, repetition; errors become outcomes here.
+
+A ``HostError`` ends as outcomes of that host. Any other exception is a bug: it cancels the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from imgcache.drivers.base import UnsupportedError
+from imgcache.errors import ContactLostError, ErrorCode, HostError
+from imgcache.events import HostEnded, HostStarted, Notice
+from imgcache.operations.host_run import HostRun
+from imgcache.plan import FAILED_WORDS, OutcomeWord
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from imgcache.drivers.base import Sources
+    from imgcache.events import EventSink
+    from imgcache.model import Host, Image
+    from imgcache.operations.interrupt import Interrupt
+    from imgcache.plan import Outcome
+    from imgcache.transport.base import Transport
+
+#: Worth a second connection: the host was there a moment ago.
+_REPEATED_CODES = frozenset({ErrorCode.LOST, ErrorCode.SESSION})
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one run may use."""
+
+    concurrency: int
+    """Hosts at work at a time."""
+    retries: int
+    """Repetitions of one attempt."""
+    timeout_s: float
+    """For one host, all its images together."""
+
+
+class HostWork(Protocol):
+    """What is done on each host: usually a driver's method."""
+
+    async def __call__(self, context: HostRun, images: Sequence[Image]) -> None:
+        """Work off ``images`` on the host of ``context``; see ``Driver.precache``."""
+
+
+class Engine:
+    """Runs one piece of work over many hosts. One object per run."""
+
+    def __init__(
+        self,
+        *,
+        run_id: str,
+        transport: Transport,
+        sources: Sources,
+        limits: Limits,
+        sink: EventSink,
+        interrupt: Interrupt,
+        dry_run: bool = False,
+    ) -> None:
+        self.run_id = run_id
+        self.transport = transport
+        self.sources = sources
+        self.limits = limits
+        self.sink = sink
+        self.interrupt = interrupt
+        self.dry_run = dry_run
+        self.places = asyncio.Semaphore(limits.concurrency)
+        self._outcomes: list[Outcome] = []
+
+    async def run(self, hosts: Iterable[Host], images: Sequence[Image], work: HostWork) -> list[Outcome]:
+        """Return one outcome per host and image, hosts in the order given.
+
+        Only as many tasks exist as hosts have a place or wait for a repetition, so memory does not grow
+        with the number of hosts beyond their outcomes.
+        """
+        runs: list[HostRun] = []
+        tasks: set[asyncio.Task[None]] = set()
+        try:
+            async with asyncio.TaskGroup() as group:
+                watch = group.create_task(self._cancel_on_interrupt(tasks))
+                for host in hosts:
+                    run = HostRun(host, images, self)
+                    runs.append(run)
+                    if not await self._take_place():
+                        run.give_up(OutcomeWord.SKIPPED, ErrorCode.INTERRUPTED, "the run was interrupted")
+                        continue
+                    task = group.create_task(self._run_host(run, work))
+                    tasks.add(task)
+                    task.add_done_callback(tasks.discard)
+                while tasks:
+                    await asyncio.wait(set(tasks))
+                watch.cancel()
+        except BaseExceptionGroup as group_error:
+            raise _first_cause(group_error) from group_error
+        return [outcome for run in runs for outcome in run.outcomes()]
+
+    async def _take_place(self) -> bool:
+        """Wait for a free place; False when the run is interrupted first."""
+        if not self.interrupt.is_set() and not self.places.locked():
+            await self.places.acquire()
+            return True
+        acquire = asyncio.ensure_future(self.places.acquire())
+        interrupted = asyncio.ensure_future(self.interrupt.wait())
+        try:
+            await asyncio.wait((acquire, interrupted), return_when=asyncio.FIRST_COMPLETED)
+            if not self.interrupt.is_set():
+                return True
+            if acquire.done():
+                self.places.release()
+            return False
+        finally:
+            acquire.cancel()
+            interrupted.cancel()
+
+    async def _cancel_on_interrupt(self, tasks: set[asyncio.Task[None]]) -> None:
+        await self.interrupt.wait()
+        for task in set(tasks):
+            task.cancel()
+
+    async def _run_host(self, run: HostRun, work: HostWork) -> None:
+        run.has_place = True
+        self.sink.emit(HostStarted(run.host.name))
+        try:
+            async with asyncio.timeout(self.limits.timeout_s):
+                await self._repeat(run, work)
+        except UnsupportedError as error:
+            run.give_up(OutcomeWord.UNSUPPORTED, error.code, error.message)
+            self.sink.emit(Notice(error.message, host=run.host.name, hint=error.hint))
+        except HostError as error:
+            self._give_up(run, error)
+        except TimeoutError:
+            reason = f"not done within {self.limits.timeout_s:.0f} s (--timeout)"
+            run.give_up(OutcomeWord.ERROR, ErrorCode.TIMEOUT, reason)
+        except asyncio.CancelledError:
+            run.give_up_interrupted()
+            raise
+        finally:
+            if run.has_place:
+                self.places.release()
+            failed = any(outcome.outcome in FAILED_WORDS for outcome in run.outcomes())
+            self.sink.emit(HostEnded(run.host.name, failed=failed))
+
+    async def _repeat(self, run: HostRun, work: HostWork) -> None:
+        """Do the work, again when contact was lost, for the images that have no outcome yet."""
+        for attempt in range(1, self.limits.retries + 2):
+            try:
+                await work(run, run.unreported())
+            except HostError as error:
+                if error.code not in _REPEATED_CODES or attempt > self.limits.retries:
+                    raise
+                await run.back_off(None, attempt, error.message, None)
+            else:
+                return
+
+    @staticmethod
+    def _give_up(run: HostRun, error: HostError) -> None:
+        reason = f"{error.message}: {error.hint}" if error.hint else error.message
+        lost = isinstance(error, ContactLostError)
+        run.give_up(OutcomeWord.UNKNOWN if lost else OutcomeWord.ERROR, error.code, reason)
+
+
+def _first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the first exception that is not itself a group."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,142 @@
+"""One host's part in one run: what a driver gets as its ``HostContext``."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from typing import TYPE_CHECKING
+
+from imgcache.errors import ErrorCode
+from imgcache.events import ItemEnded, ItemProgress, ItemRetry, Notice
+from imgcache.plan import Outcome, OutcomeWord, SourceKind
+from imgcache.transport.conversation import start_conversation
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from imgcache.model import Host, Image
+    from imgcache.operations.engine import Engine
+    from imgcache.transport.conversation import Conversation
+
+#: Waits before repetitions: 1 s, 2 s, 4 s … at most this, times a random factor.
+MAX_BACK_OFF_S = 60.0
+FIRST_BACK_OFF_S = 1.0
+
+
+def back_off_delay(attempt: int, after_s: float | None) -> float:
+    """Return seconds to wait before repetition ``attempt``: exponential, jittered, capped.
+
+    A server's own wish is honoured up to the cap; the jitter on top keeps a thousand hosts that got
+    the same wish from coming back together. Absurd wishes (negative, not a number) count as none.
+    """
+    if after_s is not None and after_s >= 0:
+        base = min(after_s, MAX_BACK_OFF_S)
+        return base + random.uniform(0, max(1.0, base / 4))  # noqa: S311 - spreading load, not a secret
+    base = min(FIRST_BACK_OFF_S * 2 ** (attempt - 1), MAX_BACK_OFF_S)
+    return base * random.uniform(0.5, 1.0)  # noqa: S311
+
+
+class HostRun:
+    """See ``HostContext``; also keeps what was reported."""
+
+    def __init__(self, host: Host, images: Sequence[Image], engine: Engine) -> None:
+        self.host = host
+        self.sources = engine.sources
+        self.dry_run = engine.dry_run
+        self.retries = engine.limits.retries
+        self.run_id = engine.run_id
+        self.has_place = False
+        self._engine = engine
+        self._images = images
+        self._begun: dict[str, float] = {}
+        self._reported: dict[str, Outcome] = {}
+
+    def converse(self, modules: Sequence[str]) -> AbstractAsyncContextManager[Conversation]:
+        """See ``HostContext``."""
+        return start_conversation(self._engine.transport, self.host, modules)
+
+    def begin(self, image: Image) -> None:
+        """See ``HostContext``."""
+        self._begun.setdefault(image.id, time.monotonic())
+
+    def report(
+        self,
+        image: Image,
+        outcome: OutcomeWord,
+        *,
+        code: ErrorCode | None = None,
+        reason: str | None = None,
+        source: SourceKind | None = None,
+        bytes_fetched: int = 0,
+    ) -> None:
+        """See ``HostContext``."""
+        if image.id in self._reported:
+            message = f"two outcomes for image {image.id} on {self.host.name}"
+            raise AssertionError(message)
+        now = time.monotonic()
+        result = Outcome(
+            host=self.host.name,
+            aggregate=self.host.aggregate,
+            cell=self.host.cell,
+            image_id=image.id,
+            image_name=image.name,
+            outcome=outcome,
+            code=code,
+            reason=reason,
+            source=source,
+            bytes_fetched=bytes_fetched,
+            duration_s=round(now - self._begun.get(image.id, now), 3),
+        )
+        self._reported[image.id] = result
+        self._engine.sink.emit(ItemEnded(result))
+
+    def progress(self, image: Image, phase: str, done_bytes: int, total_bytes: int) -> None:
+        """See ``HostContext``."""
+        self._engine.sink.emit(
+            ItemProgress(self.host.name, image.id, image.name, phase, done_bytes, total_bytes)
+        )
+
+    def notice(self, message: str, *, hint: str | None = None) -> None:
+        """See ``HostContext``."""
+        self._engine.sink.emit(Notice(message, host=self.host.name, hint=hint))
+
+    async def back_off(self, image: Image | None, attempt: int, reason: str, after_s: float | None) -> None:
+        """See ``HostContext``."""
+        delay = back_off_delay(attempt, after_s)
+        image_id = image.id if image else None
+        self._engine.sink.emit(ItemRetry(self.host.name, image_id, attempt, delay, reason))
+        self._engine.places.release()
+        self.has_place = False
+        await asyncio.sleep(delay)
+        await self._engine.places.acquire()
+        self.has_place = True
+
+    def unreported(self) -> list[Image]:
+        """Return the images without an outcome, in the order given."""
+        return [image for image in self._images if image.id not in self._reported]
+
+    def give_up(self, word: OutcomeWord, code: ErrorCode, reason: str) -> None:
+        """Give all images without an outcome this one.
+
+        ``unknown`` is only for those about which an order was on its way; the others were not tried,
+        which is known, and an ``error``.
+        """
+        for image in self.unreported():
+            untried = word is OutcomeWord.UNKNOWN and image.id not in self._begun
+            self.report(image, OutcomeWord.ERROR if untried else word, code=code, reason=reason)
+
+    def give_up_interrupted(self) -> None:
+        """Give the images without an outcome the one they have when the run is interrupted."""
+        for image in self.unreported():
+            if image.id in self._begun:
+                reason = "the run was interrupted meanwhile; the host cleans up by itself"
+                self.report(image, OutcomeWord.UNKNOWN, code=ErrorCode.INTERRUPTED, reason=reason)
+            else:
+                reason = "the run was interrupted"
+                self.report(image, OutcomeWord.SKIPPED, code=ErrorCode.INTERRUPTED, reason=reason)
+
+    def outcomes(self) -> list[Outcome]:
+        """Return what was reported, in the images' order."""
+        return [self._reported[image.id] for image in self._images if image.id in self._reported]

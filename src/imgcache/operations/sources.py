@@ -1,0 +1,115 @@
+"""Where the hosts of one run get their bytes: the image service itself, or pushed by the controller."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from imgcache.errors import ErrorCode, HostError, ImageServiceError, UsageError
+from imgcache.events import Notice
+from imgcache.plan import SourceKind
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Sequence
+    from contextlib import AbstractContextManager
+
+    from imgcache.events import EventSink
+    from imgcache.images.base import HostAccess, ImageService
+    from imgcache.model import Image, Secret, ServiceAccess
+
+T = TypeVar("T")
+SourcePolicy = Literal["auto", "service", "push"]
+
+
+def source_kinds(policy: SourcePolicy, service: ImageService) -> tuple[SourceKind, ...]:
+    """Return which kinds a host tries, in order.
+
+    Raises:
+        UsageError: hosts cannot download from this image service, but are told to.
+    """
+    if policy == "push" or (policy == "auto" and not service.serves_hosts):
+        return (SourceKind.PUSH,)
+    if not service.serves_hosts:
+        message = f"--source service: hosts cannot download from {service.describe()}"
+        raise UsageError(message, hint="leave --source out, or say --source push")
+    if policy == "service":
+        return (SourceKind.SERVICE,)
+    return (SourceKind.SERVICE, SourceKind.PUSH)
+
+
+class RunSources:
+    """See ``Sources``. Access for hosts is made when the first host asks, and ended with the run."""
+
+    def __init__(
+        self,
+        service: ImageService,
+        images: Sequence[Image],
+        *,
+        kinds: tuple[SourceKind, ...],
+        run_id: str,
+        lifetime_s: float,
+        sink: EventSink,
+    ) -> None:
+        self._service = service
+        self._images = images
+        self._kinds = kinds
+        self._run_id = run_id
+        self._lifetime_s = lifetime_s
+        self._sink = sink
+        self._access: HostAccess | None = None
+        self._lock = asyncio.Lock()
+        self._cleanup = AsyncExitStack()
+
+    async def __aenter__(self) -> RunSources:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._cleanup.aclose()
+
+    def kinds(self, image: Image) -> tuple[SourceKind, ...]:  # noqa: ARG002 - the contract allows for it
+        """See ``Sources``."""
+        return self._kinds
+
+    async def access(self, image: Image, refused: ServiceAccess | None) -> ServiceAccess:
+        """See ``Sources``."""
+        try:
+            grant = await self._host_access()
+            token: Secret | None = refused.token if refused else None
+            return await asyncio.to_thread(grant.for_image, image, refused=token)
+        except ImageServiceError as error:
+            message = f"no access for the host to download with: {error.message}"
+            raise HostError(ErrorCode.AUTH, message, hint=error.hint) from error
+
+    async def _host_access(self) -> HostAccess:
+        async with self._lock:
+            if self._access is None:
+                manager = self._service.host_access(self._images, self._run_id, self._lifetime_s)
+                self._access = await self._cleanup.enter_async_context(_in_threads(manager))
+                for warning in self._access.warnings:
+                    self._sink.emit(Notice(warning))
+            return self._access
+
+    @asynccontextmanager
+    async def blocks(self, image: Image, offset: int) -> AsyncIterator[AsyncIterator[bytes]]:
+        """See ``Sources``."""
+        try:
+            async with _in_threads(self._service.read(image, offset=offset)) as blocks:
+                yield _each_in_thread(blocks)
+        except ImageServiceError as error:
+            raise HostError(ErrorCode.SOURCE, error.message, hint=error.hint) from error
+
+
+async def _each_in_thread(blocks: Iterator[bytes]) -> AsyncIterator[bytes]:
+    while block := await asyncio.to_thread(next, blocks, b""):
+        yield block
+
+
+@asynccontextmanager
+async def _in_threads(manager: AbstractContextManager[T]) -> AsyncIterator[T]:
+    """Enter and leave a blocking context manager in threads; leaving is never skipped."""
+    value = await asyncio.to_thread(manager.__enter__)
+    try:
+        yield value
+    finally:
+        await asyncio.shield(asyncio.to_thread(manager.__exit__, None, None, None))
