@@ -1,0 +1,52 @@
+"""What holds for every test: private folders, a clean environment, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Fixtures that several folders share live in tests/servers/*_fixtures.py.
+_shared = sorted(path.stem for path in Path(__file__).parent.glob("servers/*_fixtures.py"))
+pytest_plugins = ["settled", *(f"servers.{name}" for name in _shared)]
+
+# What a user's or a CI system's environment may hold that would change what the program does.
+_DROPPED_PREFIXES = ("OS_", "IMGCACHE_", "XDG_", "PYTEST_ADDOPTS", "CLUSTERSHELL_")
+_DROPPED = (
+    "SSH_AUTH_SOCK", "SSH_ASKPASS", "NO_COLOR", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS",
+    "TERMINAL_WIDTH", "COLUMNS", "LINES", "http_proxy", "https_proxy", "all_proxy", "no_proxy",
+    "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
+    "SSL_CERT_FILE", "SSL_CERT_DIR",
+)  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Clean the environment before any fixture, also one of a whole session, can see it."""
+    del config
+    for name in [*os.environ]:
+        if name.startswith(_DROPPED_PREFIXES) or name in _DROPPED:
+            del os.environ[name]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of one heavy server in one worker, so that it is started once."""
+    for item in items:
+        if item.get_closest_marker("openstack") and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group("openstack"))
+
+
+@pytest.fixture(autouse=True)
+def private_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return this test's own HOME; the XDG folders are the usual ones below it."""
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(home))
+    for name, folder in (
+        ("XDG_CONFIG_HOME", ".config"),
+        ("XDG_CACHE_HOME", ".cache"),
+        ("XDG_DATA_HOME", ".local/share"),
+        ("XDG_STATE_HOME", ".local/state"),
+    ):
+        monkeypatch.setenv(name, str(home / folder))
+    return home
