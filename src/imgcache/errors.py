@@ -130,7 +130,9 @@ class Problem:
 class _ProblemsError(ImgcacheError):
     """An error that lists all of its problems at once."""
 
-    def __init__(self, message: str, problems: Sequence[Problem], *, hint: str | None = None) -> None:
+    def __init__(
+        self, message: str, problems: Sequence[Problem], *, hint: str | None = None
+    ) -> None:
         super().__init__(message, hint=hint)
         self.problems = tuple(problems)
 

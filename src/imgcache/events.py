@@ -90,7 +90,9 @@ class RunEnded:
     interrupted: bool
 
 
-Event = RunStarted | HostStarted | ItemProgress | ItemRetry | ItemEnded | HostEnded | Notice | RunEnded
+Event = (
+    RunStarted | HostStarted | ItemProgress | ItemRetry | ItemEnded | HostEnded | Notice | RunEnded
+)
 
 
 class EventSink(Protocol):

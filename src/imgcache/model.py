@@ -14,7 +14,9 @@ ImageId = NewType("ImageId", str)
 """The id of an image exactly as the image service returned it."""
 
 #: Formats whose content the helper can judge; all others are refused before any host is contacted.
-CACHEABLE_DISK_FORMATS = frozenset({"raw", "qcow2", "vmdk", "vhdx", "vdi", "iso", "ami", "ari", "aki"})
+CACHEABLE_DISK_FORMATS = frozenset(
+    {"raw", "qcow2", "vmdk", "vhdx", "vdi", "iso", "ami", "ari", "aki"}
+)
 
 
 def base_file_name(image_id: ImageId) -> str:
@@ -62,8 +64,11 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class HostSettings:
-    """How to reach and treat one host. None means: the host's own nova.conf, then Nova's default;
-    for SSH settings: ``~/.ssh/config``, then OpenSSH's default."""
+    """How to reach and treat one host.
+
+    None means: the host's own nova.conf, then Nova's default; for SSH settings: ``~/.ssh/config``,
+    then OpenSSH's default.
+    """
 
     driver: str = "libvirt"
     address: str | None = None

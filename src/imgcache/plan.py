@@ -74,6 +74,51 @@ class PrecachePlan:
         return sum(image.size_bytes for image in self.images)
 
 
+class CheckState(StrEnum):
+    """How one check of a host ended."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One answer to "would precache work on this host?"."""
+
+    host: str
+    aggregate: str
+    cell: str | None
+    check: str
+    """``login``, ``sudo``, ``python``, ``user``, ``cache``, ``qemu-img``, ``space``, ``glance`` …"""
+    state: CheckState
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """All checks of one run."""
+
+    run_id: str
+    command: str
+    started_at: datetime
+    finished_at: datetime
+    checks: tuple[Check, ...]
+    interrupted: int | None = None
+
+    def totals(self) -> dict[str, int]:
+        """Return state -> number of checks, every state present."""
+        counts = Counter(check.state for check in self.checks)
+        return {state.value: counts.get(state, 0) for state in CheckState}
+
+    def exit_code(self) -> ExitCode:
+        """Return 5 when something fails on some host: the answer is no; else 0."""
+        if self.interrupted is not None:
+            return _interrupted_code(self.interrupted)
+        failed = any(check.state is CheckState.FAIL for check in self.checks)
+        return ExitCode.ANSWER_IS_NO if failed else ExitCode.OK
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """All outcomes of one run."""
@@ -97,6 +142,10 @@ class Report:
     def exit_code(self) -> ExitCode:
         """Return 130 or 143 when interrupted, 1 when some item is ``error`` or ``unknown``, else 0."""
         if self.interrupted is not None:
-            return ExitCode.INTERRUPTED if self.interrupted == signal.SIGINT else ExitCode.TERMINATED
+            return _interrupted_code(self.interrupted)
         failed = any(outcome.outcome in FAILED_WORDS for outcome in self.outcomes)
         return ExitCode.ITEMS_FAILED if failed else ExitCode.OK
+
+
+def _interrupted_code(signal_number: int) -> ExitCode:
+    return ExitCode.INTERRUPTED if signal_number == signal.SIGINT else ExitCode.TERMINATED

@@ -5,7 +5,9 @@ from __future__ import annotations
 import unicodedata
 
 #: Bidirectional controls, and separators that start a new line in some viewers.
-_FORBIDDEN = frozenset("\u061c\u200e\u200f\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
+_FORBIDDEN = frozenset(
+    "\u061c\u200e\u200f\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"
+)
 #: More combining marks than this on one character draw over the lines around it.
 _MAX_COMBINING = 4
 
@@ -23,7 +25,9 @@ def printable(value: str | bytes, limit: int = 300) -> str:
     for char in text[:limit]:
         category = unicodedata.category(char)
         combining = combining + 1 if category in {"Mn", "Me"} else 0
-        unsafe = category in {"Cc", "Cs", "Co", "Cn"} or char in _FORBIDDEN or combining > _MAX_COMBINING
+        unsafe = (
+            category in {"Cc", "Cs", "Co", "Cn"} or char in _FORBIDDEN or combining > _MAX_COMBINING
+        )
         parts.append(_escape(char) if unsafe else char)
     return "".join(parts) + ("…" if shortened else "")
 

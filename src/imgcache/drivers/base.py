@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from imgcache.model import Host, Image, ServiceAccess
-    from imgcache.plan import OutcomeWord, SourceKind
+    from imgcache.plan import CheckState, OutcomeWord, SourceKind
     from imgcache.transport.conversation import Conversation
 
 
@@ -46,7 +46,9 @@ class Sources(Protocol):
             HostError: code ``auth`` when no other token can be had.
         """
 
-    def blocks(self, image: Image, offset: int) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+    def blocks(
+        self, image: Image, offset: int
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """Open the image's bytes for ``SourceKind.PUSH``.
 
         Raises:
@@ -91,7 +93,9 @@ class HostContext(Protocol):
     def notice(self, message: str, *, hint: str | None = None) -> None:
         """Tell the operator something about this host that is not an outcome."""
 
-    async def back_off(self, image: Image | None, attempt: int, reason: str, after_s: float | None) -> None:
+    async def back_off(
+        self, image: Image | None, attempt: int, reason: str, after_s: float | None
+    ) -> None:
         """Wait before repetition ``attempt`` (1 is the first), lending this host's place to others.
 
         ``after_s`` is what a server asked for; it is capped, and jitter is added.
@@ -115,6 +119,21 @@ class Driver(ABC):
 
         Raises:
             UnsupportedError: this back end cannot; the engine reports ``unsupported`` and warns.
+            HostError: see ``HostContext.converse``.
+        """
+        message = f"the driver {self.name} cannot pre-cache images"
+        raise UnsupportedError(ErrorCode.DRIVER, message)
+
+    async def check(
+        self, context: HostContext, service: ServiceAccess | None
+    ) -> Sequence[tuple[str, CheckState, str]]:
+        """Return whether ``precache`` would work on the host: (check, state, detail) each.
+
+        ``service`` is where hosts reach the image service, without a token; None when the controller
+        pushes. Reads only.
+
+        Raises:
+            UnsupportedError: this back end cannot be pre-cached at all.
             HostError: see ``HostContext.converse``.
         """
         message = f"the driver {self.name} cannot pre-cache images"

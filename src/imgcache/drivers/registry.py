@@ -31,5 +31,6 @@ class HypervDriver(Driver):
 
 #: Driver name, as the inventory says it -> the driver.
 DRIVERS: Mapping[str, Driver] = {
-    driver.name: driver for driver in (LibvirtDriver(), GlanceCacheDriver(), VmwareDriver(), HypervDriver())
+    driver.name: driver
+    for driver in (LibvirtDriver(), GlanceCacheDriver(), VmwareDriver(), HypervDriver())
 }

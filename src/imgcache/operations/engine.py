@@ -6,8 +6,9 @@ A ``HostError`` ends as outcomes of that host. Any other exception is a bug: it 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, TypeAlias
 
 from imgcache.drivers.base import UnsupportedError
 from imgcache.errors import ContactLostError, ErrorCode, HostError
@@ -16,7 +17,7 @@ from imgcache.operations.host_run import HostRun
 from imgcache.plan import FAILED_WORDS, OutcomeWord
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from imgcache.drivers.base import Sources
     from imgcache.events import EventSink
@@ -41,11 +42,8 @@ class Limits:
     """For one host, all its images together."""
 
 
-class HostWork(Protocol):
-    """What is done on each host: usually a driver's method."""
-
-    async def __call__(self, context: HostRun, images: Sequence[Image]) -> None:
-        """Work off ``images`` on the host of ``context``; see ``Driver.precache``."""
+#: What is done on each host: usually a driver's method, see ``Driver.precache``.
+HostWork: TypeAlias = Callable[[HostRun, Sequence["Image"]], Awaitable[None]]
 
 
 class Engine:
@@ -72,7 +70,9 @@ class Engine:
         self.places = asyncio.Semaphore(limits.concurrency)
         self._outcomes: list[Outcome] = []
 
-    async def run(self, hosts: Iterable[Host], images: Sequence[Image], work: HostWork) -> list[Outcome]:
+    async def run(
+        self, hosts: Iterable[Host], images: Sequence[Image], work: HostWork
+    ) -> list[Outcome]:
         """Return one outcome per host and image, hosts in the order given.
 
         Only as many tasks exist as hosts have a place or wait for a repetition, so memory does not grow
@@ -87,7 +87,9 @@ class Engine:
                     run = HostRun(host, images, self)
                     runs.append(run)
                     if not await self._take_place():
-                        run.give_up(OutcomeWord.SKIPPED, ErrorCode.INTERRUPTED, "the run was interrupted")
+                        run.give_up(
+                            OutcomeWord.SKIPPED, ErrorCode.INTERRUPTED, "the run was interrupted"
+                        )
                         continue
                     task = group.create_task(self._run_host(run, work))
                     tasks.add(task)

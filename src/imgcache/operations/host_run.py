@@ -102,7 +102,9 @@ class HostRun:
         """See ``HostContext``."""
         self._engine.sink.emit(Notice(message, host=self.host.name, hint=hint))
 
-    async def back_off(self, image: Image | None, attempt: int, reason: str, after_s: float | None) -> None:
+    async def back_off(
+        self, image: Image | None, attempt: int, reason: str, after_s: float | None
+    ) -> None:
         """See ``HostContext``."""
         delay = back_off_delay(attempt, after_s)
         image_id = image.id if image else None

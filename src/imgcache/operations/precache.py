@@ -26,10 +26,12 @@ if TYPE_CHECKING:
     from imgcache.images.base import ImageService
     from imgcache.model import Image, Inventory
     from imgcache.operations.host_run import HostRun
-    from imgcache.operations.interrupt import Interrupt
     from imgcache.operations.selection import Selection
     from imgcache.operations.sources import SourcePolicy
-    from imgcache.plan import Outcome
+
+
+#: Access for hosts never outlives a day, however long a run may take.
+_MAX_ACCESS_LIFETIME_S = 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,9 @@ class PrecacheRequest:
     dry_run: bool = False
 
 
-def plan_precache(request: PrecacheRequest, inventory: Inventory, service: ImageService) -> PrecachePlan:
+def plan_precache(
+    request: PrecacheRequest, inventory: Inventory, service: ImageService
+) -> PrecachePlan:
     """Return which images go to which hosts; reads only, and contacts no host.
 
     Raises:
@@ -71,7 +75,9 @@ def run_precache(
     concurrency, notice = fit_concurrency(min(request.concurrency, len(plan.hosts)))
     if notice:
         sink.emit(Notice(notice))
-    return asyncio.run(execute_precache(plan, replace(request, concurrency=concurrency), service, sink))
+    return asyncio.run(
+        execute_precache(plan, replace(request, concurrency=concurrency), service, sink)
+    )
 
 
 async def execute_precache(
@@ -93,7 +99,25 @@ async def execute_precache(
         )
     )
     with interrupt_on_signals() as interrupt:
-        outcomes = await _run_hosts(plan, request, service, sink, interrupt, run_id)
+        sources = RunSources(
+            service,
+            plan.images,
+            kinds=source_kinds(request.source, service),
+            run_id=run_id,
+            lifetime_s=_access_lifetime_s(plan, request),
+            sink=sink,
+        )
+        async with sources, open_transport() as transport:
+            engine = Engine(
+                run_id=run_id,
+                transport=transport,
+                sources=sources,
+                limits=Limits(request.concurrency, request.retries, request.timeout_s),
+                sink=sink,
+                interrupt=interrupt,
+                dry_run=request.dry_run,
+            )
+            outcomes = await engine.run(plan.hosts, plan.images, _precache_host)
     sink.emit(RunEnded(interrupted=interrupt.is_set()))
     return Report(
         run_id=run_id,
@@ -106,33 +130,10 @@ async def execute_precache(
     )
 
 
-async def _run_hosts(
-    plan: PrecachePlan,
-    request: PrecacheRequest,
-    service: ImageService,
-    sink: EventSink,
-    interrupt: Interrupt,
-    run_id: str,
-) -> list[Outcome]:
-    sources = RunSources(
-        service,
-        plan.images,
-        kinds=source_kinds(request.source, service),
-        run_id=run_id,
-        lifetime_s=request.timeout_s,
-        sink=sink,
-    )
-    async with sources, open_transport() as transport:
-        engine = Engine(
-            run_id=run_id,
-            transport=transport,
-            sources=sources,
-            limits=Limits(request.concurrency, request.retries, request.timeout_s),
-            sink=sink,
-            interrupt=interrupt,
-            dry_run=request.dry_run,
-        )
-        return await engine.run(plan.hosts, plan.images, _precache_host)
+def _access_lifetime_s(plan: PrecachePlan, request: PrecacheRequest) -> float:
+    """Return how long the hosts' access must last at worst: every round of hosts at its deadline."""
+    rounds = -(-len(plan.hosts) // request.concurrency)
+    return min(rounds * request.timeout_s, _MAX_ACCESS_LIFETIME_S)
 
 
 async def _precache_host(context: HostRun, images: Sequence[Image]) -> None:

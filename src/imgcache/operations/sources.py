@@ -12,7 +12,7 @@ from imgcache.plan import SourceKind
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
-    from contextlib import AbstractContextManager
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
     from imgcache.events import EventSink
     from imgcache.images.base import HostAccess, ImageService
@@ -67,7 +67,7 @@ class RunSources:
     async def __aexit__(self, *exc_info: object) -> None:
         await self._cleanup.aclose()
 
-    def kinds(self, image: Image) -> tuple[SourceKind, ...]:  # noqa: ARG002 - the contract allows for it
+    def kinds(self, image: Image) -> tuple[SourceKind, ...]:
         """See ``Sources``."""
         return self._kinds
 
@@ -98,6 +98,24 @@ class RunSources:
                 yield _each_in_thread(blocks)
         except ImageServiceError as error:
             raise HostError(ErrorCode.SOURCE, error.message, hint=error.hint) from error
+
+
+class NoSources:
+    """See ``Sources``: for work that moves no images. Asking it for anything is a bug."""
+
+    def kinds(self, image: Image) -> tuple[SourceKind, ...]:
+        """See ``Sources``."""
+        raise NotImplementedError
+
+    async def access(self, image: Image, refused: ServiceAccess | None) -> ServiceAccess:
+        """See ``Sources``."""
+        raise NotImplementedError
+
+    def blocks(
+        self, image: Image, offset: int
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """See ``Sources``."""
+        raise NotImplementedError
 
 
 async def _each_in_thread(blocks: Iterator[bytes]) -> AsyncIterator[bytes]:

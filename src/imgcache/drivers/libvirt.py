@@ -1,0 +1,204 @@
+"""The libvirt driver: base files below ``instances_path``, as nova-compute itself would have made them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from imgcache import __version__
+from imgcache.drivers.base import Driver, DriverCapabilities, UnsupportedError
+from imgcache.drivers.libvirt_fetch import fetch_image
+from imgcache.errors import ErrorCode, HostError
+from imgcache.plan import CheckState, OutcomeWord
+from imgcache.transport.conversation import OrderFailedError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from imgcache.drivers.base import HostContext
+    from imgcache.model import HostSettings, Image, ServiceAccess
+    from imgcache.transport.conversation import Conversation, Order
+    from imgcache.transport.wire import Message
+
+#: What a host that has everything needs; a host that lacks something gets the others as well.
+WARM_MODULES = ("core", "conf", "cache")
+PROBE_MODULES = ("core", "conf", "cache", "probe")
+FETCH_MODULES = ("formats", "qemu", "download", "fetch")
+
+#: Nova's images types whose hosts must not get base files.
+#: Source: nova ``virt/libvirt/imagebackend.py``: Rbd imports a cached base file into Ceph, a full copy,
+#: instead of cloning; Ploop keeps another layout.
+_EXCLUDED_TYPES = {
+    "rbd": "images_type is rbd: a cached file would make Nova import a full copy into Ceph at each boot, "
+    "instead of a clone",
+    "ploop": "images_type is ploop, which keeps its own layout",
+}
+_RAW_FORMATS = frozenset({"raw", "iso", "ami", "ari", "aki"})
+_SECTOR_BYTES = 512
+_MAX_CLOCK_OFFSET_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class CacheFacts:
+    """What a host said about its cache."""
+
+    cache_path: str
+    images_type: str
+    force_raw_images: bool
+
+
+def settings_for_helper(settings: HostSettings) -> dict[str, object]:
+    """Return the part of the settings that overrides the host's nova.conf; see the protocol's ``open``."""
+    return {
+        "instances_path": settings.instances_path,
+        "cache_subdirectory": settings.cache_subdirectory,
+        "force_raw_images": settings.force_raw_images,
+        "images_type": settings.images_type,
+        "nova_conf": list(settings.nova_conf) if settings.nova_conf else None,
+    }
+
+
+def whole_sizes(image: Image) -> list[int]:
+    """Return the sizes in bytes that a whole base file of this image may have; empty: unknown.
+
+    A host keeps what it converted, or not, when its ``force_raw_images`` changes later, so both sizes
+    are good. Source: nova ``virt/images.py``, ``fetch_to_raw``.
+    """
+    if image.disk_format in _RAW_FORMATS:
+        return [image.size_bytes]
+    if image.virtual_size_bytes is None:
+        return []
+    sectors = -(-image.virtual_size_bytes // _SECTOR_BYTES)
+    return sorted({image.size_bytes, image.virtual_size_bytes, sectors * _SECTOR_BYTES})
+
+
+class LibvirtDriver(Driver):
+    """See ``Driver``. All images go through one connection and one helper."""
+
+    name = "libvirt"
+    capabilities = DriverCapabilities(precache=True)
+
+    async def precache(self, context: HostContext, images: Sequence[Image]) -> None:
+        """See ``Driver.precache``.
+
+        The orders that look and touch leave together with the helper's code, before the host has said
+        a word: a host that has everything costs one exchange.
+        """
+        async with context.converse(WARM_MODULES) as talk:
+            opened = talk.order("open", settings=settings_for_helper(context.host.settings))
+            touches = [(image, self._order_touch(context, talk, image)) for image in images]
+            await talk.flush()
+            try:
+                facts = _facts(await talk.result(opened))
+            except OrderFailedError as error:
+                if error.code is ErrorCode.BACKEND:
+                    raise UnsupportedError(error.code, error.message) from error
+                raise
+            _refuse_excluded(facts)
+            absent = [
+                image
+                for image, order in touches
+                if not await self._touched(context, talk, image, order)
+            ]
+            if context.dry_run:
+                for image in absent:
+                    _report_dry_run(context, image)
+            elif absent:
+                await talk.load(FETCH_MODULES)
+                for image in absent:
+                    await fetch_image(context, talk, image)
+
+    async def check(
+        self, context: HostContext, service: ServiceAccess | None
+    ) -> Sequence[tuple[str, CheckState, str]]:
+        """See ``Driver.check``."""
+        async with context.converse(PROBE_MODULES) as talk:
+            order = talk.order(
+                "probe",
+                settings=settings_for_helper(context.host.settings),
+                url=service.url if service else None,
+                ca_pem=service.ca_pem if service else None,
+                insecure=service.insecure if service else False,
+                reserve=context.host.settings.reserve_bytes,
+            )
+            answer = await talk.result(order)
+            rows = [
+                (
+                    item.get_str("name"),
+                    CheckState(item.get_enum("state", tuple(CheckState))),
+                    item.get_str("detail"),
+                )
+                for item in answer.get_objects("checks")
+            ]
+            return [_clock_check(talk.hello.clock_offset_s), *rows]
+
+    @staticmethod
+    def _order_touch(context: HostContext, talk: Conversation, image: Image) -> Order:
+        context.begin(image)
+        return talk.order(
+            "touch",
+            base=image.base_name,
+            sizes=whole_sizes(image),
+            dry=context.dry_run,
+            tool=__version__,
+        )
+
+    @staticmethod
+    async def _touched(
+        context: HostContext, talk: Conversation, image: Image, order: Order
+    ) -> bool:
+        """Report an image that is there, or cannot be; return False when it is to be fetched."""
+        try:
+            answer = await talk.result(order)
+        except OrderFailedError as error:
+            report_failure(context, image, error)
+            return True
+        if answer.get_enum("state", ("existing", "absent")) == "absent":
+            return False
+        reason = answer.get_optional_str("reason")
+        touched = context.dry_run or answer.get_bool("touched")
+        code = None if touched else ErrorCode.NOT_TOUCHED
+        context.report(image, OutcomeWord.EXISTING, code=code, reason=reason)
+        if not touched:
+            context.notice(f"{image.name}: {reason}")
+        return True
+
+
+def _clock_check(offset_s: float) -> tuple[str, CheckState, str]:
+    """Ages are decided by the host's own clock; a wrong one ages entries wrongly, and breaks TLS."""
+    detail = f"{offset_s:+.1f} s against this machine"
+    return (
+        "clock",
+        CheckState.OK if abs(offset_s) <= _MAX_CLOCK_OFFSET_S else CheckState.WARN,
+        detail,
+    )
+
+
+def report_failure(
+    context: HostContext, image: Image, error: HostError, bytes_fetched: int = 0
+) -> None:
+    """Report one image's trouble; the others go on."""
+    reason = f"{error.message}: {error.hint}" if error.hint else error.message
+    context.report(
+        image, OutcomeWord.ERROR, code=error.code, reason=reason, bytes_fetched=bytes_fetched
+    )
+
+
+def _facts(answer: Message) -> CacheFacts:
+    return CacheFacts(
+        cache_path=answer.get_str("cache_path"),
+        images_type=answer.get_str("images_type"),
+        force_raw_images=answer.get_bool("force_raw_images"),
+    )
+
+
+def _refuse_excluded(facts: CacheFacts) -> None:
+    reason = _EXCLUDED_TYPES.get(facts.images_type)
+    if reason:
+        raise UnsupportedError(ErrorCode.BACKEND, reason)
+
+
+def _report_dry_run(context: HostContext, image: Image) -> None:
+    kind = context.sources.kinds(image)[0]
+    reason = f"dry run: would be fetched, {image.size_bytes} bytes by {kind}"
+    context.report(image, OutcomeWord.SKIPPED, code=ErrorCode.DRY_RUN, reason=reason)
