@@ -1,0 +1,215 @@
+"""From the inventory file to model types: checked, laid over each other, node sets expanded."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from imgcache.config.files import find_inventory_file, read_guarded
+from imgcache.config.load import Document, parse_document
+from imgcache.config.nodesets import MAX_HOSTS, count_hosts, expand_hosts
+from imgcache.config.problems import add_problems
+from imgcache.config.schema import (
+    AggregateEntry,
+    HostEntry,
+    ImageServiceEntry,
+    InventoryEntry,
+    SettingsEntry,
+)
+from imgcache.model import Aggregate, Host, HostSettings, ImageServiceSettings, Inventory
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+#: Names in the file that differ from ``HostSettings``: there without a unit, since the value has one.
+_RENAMED = {"reserve": "reserve_bytes"}
+_SETTING_NAMES = tuple(field.name for field in fields(HostSettings))
+
+
+def load_inventory(
+    named: Path | None = None, environ: Mapping[str, str] | None = None
+) -> Inventory:
+    """Find, read and check the inventory; see ``find_inventory_file`` for where it is looked for.
+
+    Raises:
+        ConfigError: lists every problem, each as ``file:line:column: key``.
+    """
+    path = find_inventory_file(named, os.environ if environ is None else environ)
+    return parse_inventory(path, read_guarded(path))
+
+
+def parse_inventory(path: Path, content: bytes) -> Inventory:
+    """Make an inventory of a file's bytes; relative paths in it are relative to the file's folder.
+
+    Raises:
+        ConfigError: lists every problem, each as ``file:line:column: key``.
+    """
+    document = parse_document(path, content)
+    folder = path.absolute().parent
+    try:
+        entry = InventoryEntry.model_validate(document.root.data, context={"folder": folder})
+    except ValidationError as exc:
+        add_problems(document, exc)
+        document.raise_problems()
+        raise  # not reached: what pydantic refuses always has a problem
+    image_service = _image_service(document, entry.image_service)
+    _check_defaults(document, entry)
+    _check_total(document, entry)
+    document.raise_problems()
+    aggregates = _Builder(document, entry.defaults).build(entry.aggregates)
+    document.raise_problems()
+    return Inventory(path=path, image_service=image_service, aggregates=aggregates)
+
+
+def _image_service(document: Document, entry: ImageServiceEntry) -> ImageServiceSettings:
+    given = entry.model_dump(exclude_none=True)
+    if entry.kind == "directory":
+        if entry.path is None:
+            document.add(("image_service",), "a directory image service needs 'path'")
+        for key in given.keys() - {"kind", "path"}:
+            document.add(
+                ("image_service", key), "has no meaning for a directory image service", at_key=True
+            )
+    elif entry.path is not None:
+        document.add(("image_service", "path"), "is for 'kind: directory' only", at_key=True)
+    return ImageServiceSettings(**given)
+
+
+def _check_defaults(document: Document, entry: InventoryEntry) -> None:
+    """An address belongs to one host: anywhere else it would send all to the same machine."""
+    places: list[tuple[tuple[str | int, ...], SettingsEntry]] = [(("defaults",), entry.defaults)]
+    places += [(("aggregates", name), aggregate) for name, aggregate in entry.aggregates.items()]
+    for keys, settings in places:
+        if settings.address is not None:
+            document.add((*keys, "address"), "is for a single host only", at_key=True)
+
+
+def _check_total(document: Document, entry: InventoryEntry) -> None:
+    total = 0
+    for name, aggregate in entry.aggregates.items():
+        for index, host in enumerate(aggregate.hosts):
+            count = count_hosts(host.name)
+            total += count
+            if count > 1 and host.address is not None:
+                keys = ("aggregates", name, "hosts", index, "address")
+                document.add(keys, f"one address for {count} hosts", at_key=True)
+    if total > MAX_HOSTS:
+        document.add(
+            ("aggregates",),
+            f"{total} hosts, more than {MAX_HOSTS}",
+            "look for a mistyped range",
+            at_key=True,
+        )
+
+
+@dataclass(slots=True)
+class _Seen:
+    """Where a host was named first, and as what."""
+
+    keys: tuple[str | int, ...]
+    settings: HostSettings
+    cell: str | None
+    site: str | None
+
+
+class _Builder:
+    """Makes the aggregates and watches that each host means one thing and each cache has one host."""
+
+    def __init__(self, document: Document, defaults: SettingsEntry) -> None:
+        self._document = document
+        self._defaults = _given(defaults)
+        self._hosts: dict[str, _Seen] = {}
+        self._caches: dict[tuple[object, ...], str] = {}
+
+    def build(self, entries: Mapping[str, AggregateEntry]) -> dict[str, Aggregate]:
+        """Return aggregate name -> aggregate, in the file's order; problems go to the document."""
+        named = {name: self._aggregate_hosts(name, entry) for name, entry in entries.items()}
+        return {name: self._aggregate(name, entry, named[name]) for name, entry in entries.items()}
+
+    def _aggregate(self, name: str, entry: AggregateEntry, hosts: list[str]) -> Aggregate:
+        # Only now are cell and site known: another aggregate may have given them.
+        made = tuple(
+            Host(host, name, seen.cell, seen.site, seen.settings)
+            for host, seen in ((host, self._hosts[host]) for host in hosts)
+        )
+        return Aggregate(name, entry.cell, entry.site, made)
+
+    def _aggregate_hosts(self, name: str, aggregate: AggregateEntry) -> list[str]:
+        base = self._defaults | _given(aggregate)
+        shared = HostSettings(**base)
+        names: dict[str, None] = {}
+        for index, entry in enumerate(aggregate.hosts):
+            keys = ("aggregates", name, "hosts", index)
+            given = _given(entry)
+            settings = HostSettings(**(base | given)) if given else shared
+            for host in self._expand(keys, entry):
+                self._note(host, _Seen(keys, settings, aggregate.cell, aggregate.site))
+                names[host] = None
+        return list(names)
+
+    def _expand(self, keys: tuple[str | int, ...], entry: HostEntry) -> tuple[str, ...]:
+        try:
+            return expand_hosts(entry.name)
+        except ValueError as exc:
+            self._document.add(self._document.deepest((*keys, "name")), str(exc))
+            return ()
+
+    def _note(self, host: str, new: _Seen) -> None:
+        seen = self._hosts.get(host)
+        if seen is None:
+            self._hosts[host] = new
+            self._note_cache(host, new)
+            return
+        first = f"{self._document.where(seen.keys)}"
+        differing = [
+            key
+            for key in _SETTING_NAMES
+            if getattr(seen.settings, key) != getattr(new.settings, key)
+        ]
+        if differing:
+            what = (
+                f"the host {host} has other settings here ({', '.join(differing)}) than at {first}"
+            )
+            self._document.add(new.keys, what, "name it once, or give the same settings")
+        for word in ("cell", "site"):
+            before, now = getattr(seen, word), getattr(new, word)
+            if before is not None and now is not None and before != now:
+                what = f"the host {host} is in the {word} {now} here, and in {before} at {first}"
+                self._document.add(new.keys, what, f"a host is in one {word} only")
+        seen.cell = seen.cell if seen.cell is not None else new.cell
+        seen.site = seen.site if seen.site is not None else new.site
+
+    def _note_cache(self, host: str, new: _Seen) -> None:
+        other = self._caches.setdefault(_cache_key(host, new.settings), host)
+        if other != host:
+            first = self._document.where(self._hosts[other].keys)
+            what = f"{host} is the same machine and cache as {other} at {first}"
+            hint = "name each host once; for several caches on one machine give each its instances_path"
+            self._document.add(new.keys, what, hint)
+
+
+def _given(entry: SettingsEntry) -> dict[str, Any]:
+    """Return what was given, by its name in ``HostSettings``."""
+    given = {_RENAMED.get(key, key): getattr(entry, key) for key in entry.model_fields_set}
+    return {key: value for key, value in given.items() if key in _SETTING_NAMES}
+
+
+def _cache_key(host: str, settings: HostSettings) -> tuple[object, ...]:
+    """Return what tells one cache from another: how to reach the machine, and where the cache is.
+
+    The Python command belongs to it, since it may enter a container with folders of its own.
+    """
+    place = (settings.driver, settings.instances_path, settings.cache_subdirectory, settings.python)
+    if settings.transport == "local":
+        return ("local", *place)
+    address = settings.address or host
+    try:
+        address = str(ipaddress.ip_address(address))
+    except ValueError:
+        address = address.lower().removesuffix(".")
+    return (address, settings.port or 22, settings.proxy_jump, *place)
