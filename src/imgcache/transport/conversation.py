@@ -1,0 +1,465 @@
+"""One conversation with the helper on one host: orders out, events back.
+
+    async with start_conversation(transport, host, ("cache",)) as conversation:
+        order = conversation.order("touch", base=…, sizes=[…], dry=False)
+        message = await conversation.result(order, timeout_s=60)
+
+The helper's code, the start frame and all orders given before the first wait leave in one write, so a
+host with everything in place costs one round trip after login. The helper works orders off in the order
+given; its events are handed to the order that they belong to, and an event out of turn, for another
+order, or with progress that runs backwards ends the conversation (code ``protocol``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections import deque
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from imgcache.errors import ContactLostError, ErrorCode, HostError
+from imgcache.transport import launch
+from imgcache.transport.diagnosis import crash_error, explain_end
+from imgcache.transport.wire import Fields, FrameReader, protocol_error
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    from imgcache.model import Host, Secret
+    from imgcache.transport.base import Session, Transport
+
+#: From the moment the code is on its way to the helper's first word.
+HELLO_TIMEOUT_S = 15.0
+#: From ``bye`` to the helper's end.
+GOODBYE_TIMEOUT_S = 5.0
+PING_INTERVAL_S = 3.0
+#: The most bytes one ``data`` frame may carry.
+MAX_DATA_BYTES = 256 * 1024
+PHASES = frozenset({"download", "inspect", "convert", "lock", "publish", "hash"})
+
+_CODES = frozenset(code.value for code in ErrorCode)
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """What the helper says about itself and its host; strings are sanitised."""
+
+    python: str
+    platform: str
+    pid: int
+    uid: int
+    user: str
+    clock_offset_s: float
+    """The host's clock minus the controller's; right to about half the round trip."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One event of an order: ``progress``, ``ready``, ``retry`` or ``result``."""
+
+    event: str
+    fields: Fields
+
+
+class OrderError(HostError):
+    """The helper could not do what one order asked; the conversation can go on.
+
+    ``fields`` holds what it said besides (numbers, paths), sanitised on reading.
+    """
+
+    def __init__(self, code: ErrorCode, message: str, fields: Fields) -> None:
+        super().__init__(code, message)
+        self.fields = fields
+
+
+class Order:
+    """One order given to the helper, and the events that came for it."""
+
+    __slots__ = ("_inbox", "_progress", "_waiting", "done", "id", "op")
+
+    def __init__(self, order_id: int, op: str) -> None:
+        self.id = order_id
+        self.op = op
+        #: Whether its ``result`` or ``error`` has come in.
+        self.done = False
+        self._inbox: deque[Message | OrderError] = deque()
+        self._progress: dict[str, int] = {}
+        self._waiting = False
+
+    def __repr__(self) -> str:
+        return f"<order {self.id} {self.op}>"
+
+    def take(self) -> Message | None:
+        """Return the next event that came in, or None; raises the order's error in its turn."""
+        if not self._inbox:
+            return None
+        event = self._inbox.popleft()
+        if isinstance(event, OrderError):
+            raise event
+        return event
+
+    def restart(self) -> None:
+        """Note that the helper was told to go on, so progress may begin anew."""
+        self._progress.clear()
+        self._waiting = False
+
+    def accept(self, fields: Fields) -> None:
+        """Take one event for this order, checked against what may come now.
+
+        Raises:
+            HostError: code ``protocol``: nothing that may come here.
+        """
+        event = fields.get_choice("event", {"progress", "ready", "retry", "result", "error"})
+        if self._waiting and event not in {"result", "error"}:
+            message = f"the host sent {event} while it had to wait"
+            raise protocol_error(message)
+        if event == "error":
+            self.done = True
+            self._inbox.append(_order_error(fields))
+            return
+        if event == "progress":
+            self._check_progress(fields)
+            while self._inbox and self._is_progress(self._inbox[-1]):
+                self._inbox.pop()
+        self.done = event == "result"
+        self._waiting = event == "retry"
+        self._inbox.append(Message(event, fields))
+
+    @staticmethod
+    def _is_progress(event: Message | OrderError) -> bool:
+        return isinstance(event, Message) and event.event == "progress"
+
+    def _check_progress(self, fields: Fields) -> None:
+        phase = fields.get_choice("phase", PHASES)
+        done, total = fields.get_int("done"), fields.get_int("total")
+        if done > total or done < self._progress.get(phase, 0):
+            message = (
+                f"the host reports impossible progress: {done} of {total} bytes in phase {phase}"
+            )
+            raise protocol_error(message)
+        self._progress[phase] = done
+
+
+def _order_error(fields: Fields) -> OrderError:
+    code = ErrorCode(fields.get_choice("code", _CODES))
+    more = fields.opt_object("fields") or Fields({})
+    return OrderError(code, fields.get_str("message", limit=1000), more)
+
+
+@asynccontextmanager
+async def start_conversation(
+    transport: Transport, host: Host, modules: Sequence[str]
+) -> AsyncIterator[Conversation]:
+    """Connect to ``host`` and start the helper with these of its modules.
+
+    Nothing is written, and the helper not waited for, before the first ``flush``, ``ready`` or
+    ``receive``. Leaving says good-bye, waits a few seconds at most, and closes everything.
+
+    Raises:
+        HostError: see ``Transport.open``; when the helper does not start, the first wait raises a code
+            of ``python``, ``sudo``, ``shell``, ``hang``, ``protocol``, ``crash``, ``lost``.
+    """
+    command = launch.command_for(host)
+    async with transport.open(host, command) as session:
+        conversation = Conversation(session, host, modules)
+        try:
+            yield conversation
+        finally:
+            await conversation.end()
+
+
+class Conversation:
+    """See the module. Used by one task; only ``keep_alive`` writes beside it."""
+
+    def __init__(self, session: Session, host: Host, modules: Sequence[str]) -> None:
+        self._session = session
+        self._host = host
+        self._marker = secrets.token_hex(16)
+        self._reader = FrameReader(session, self._marker)
+        self._orders: deque[Order] = deque()
+        self._last_id = 0
+        self._write_lock = asyncio.Lock()
+        self._outgoing = bytearray(launch.core_bytes())
+        self._hello: Hello | None = None
+        self._hello_deadline: float | None = None
+        self._failure: HostError | None = None
+        self._ended = False
+        self._written_at = 0.0
+        self._loaded: set[str] = set()
+        self.order("start", protocol=launch.PROTOCOL, marker=self._marker)
+        self.load(modules)
+
+    @property
+    def hello(self) -> Hello:
+        """What the helper said about itself; there once ``ready`` or a first ``receive`` returned."""
+        if self._hello is None:
+            message = "hello is asked for before the helper has answered"
+            raise AssertionError(message)
+        return self._hello
+
+    def order(self, op: str, **fields: object) -> Order:
+        """Queue an order; it leaves with the next ``flush`` or wait. Fields must be JSON values."""
+        order = Order(self._next_id(), op)
+        self._queue(launch.encode_frame({"op": op, "id": order.id, **fields}))
+        self._expect(order)
+        return order
+
+    def load(self, modules: Sequence[str]) -> None:
+        """Queue helper modules that the next orders need; those loaded already are left out."""
+        wanted = tuple(name for name in dict.fromkeys(modules) if name not in self._loaded)
+        self._loaded.update(wanted)
+        if wanted:
+            self._queue(launch.load_frames(wanted, self._last_id + 1))
+        for _ in wanted:
+            self._expect(Order(self._next_id(), "load"))
+
+    async def flush(self) -> None:
+        """Send everything that is queued, in one write.
+
+        Raises:
+            HostError: the helper has ended or the connection is gone.
+        """
+        async with self._write_lock:
+            data = bytes(self._outgoing)
+            self._outgoing.clear()
+            if data:
+                await self._write(data)
+
+    async def ready(self) -> Hello:
+        """Send what is queued and wait for the helper's hello.
+
+        Raises:
+            HostError: see ``start_conversation``.
+        """
+        await self.flush()
+        while self._hello is None:
+            await self._take_frame(self._hello_timeout())
+        return self._hello
+
+    async def receive(self, order: Order, timeout_s: float) -> Message:
+        """Return the next event of ``order``; wait at most ``timeout_s`` for it.
+
+        Of several ``progress`` events that wait to be received only the latest is given.
+
+        Raises:
+            OrderError: the order ended with an error; the conversation goes on.
+            ContactLostError: the host fell silent, or its connection or helper ended.
+            HostError: the helper did not start, broke the protocol, or crashed.
+        """
+        if (message := order.take()) is not None:
+            return message
+        if order.done:
+            text = f"{order!r} has ended, nothing more will come"
+            raise AssertionError(text)
+        await self.ready()
+        deadline = time.monotonic() + timeout_s
+        while (message := order.take()) is None:
+            await self._take_frame(deadline - time.monotonic())
+        return message
+
+    async def result(
+        self,
+        order: Order,
+        *,
+        timeout_s: float,
+        on_progress: Callable[[str, int, int], None] | None = None,
+    ) -> Message:
+        """Return the order's ``result``, ``ready`` or ``retry``; progress goes to ``on_progress``.
+
+        Args:
+            order: what was ordered.
+            timeout_s: the longest wait for an event, and for progress that is more than the last.
+            on_progress: called with phase, bytes done, bytes in total.
+
+        Raises:
+            HostError: see ``receive``; code ``stall``: progress did not grow for ``timeout_s``.
+        """
+        last: tuple[str, int] | None = None
+        grown_at = time.monotonic()
+        while True:
+            message = await self.receive(order, timeout_s)
+            if message.event != "progress":
+                return message
+            phase, done = message.fields.get_str("phase"), message.fields.get_int("done")
+            if on_progress:
+                on_progress(phase, done, message.fields.get_int("total"))
+            now = time.monotonic()
+            if (phase, done) != last:
+                last, grown_at = (phase, done), now
+            elif now - grown_at > timeout_s:
+                text = f"no progress for {timeout_s:.0f} s while in phase {phase}"
+                raise HostError(ErrorCode.STALL, text)
+
+    async def send_data(self, order: Order, block: bytes) -> None:
+        """Send a block of a pushed image, at most 256 KiB; an empty one says that it was the last.
+
+        Waits while the host takes no more.
+        """
+        if len(block) > MAX_DATA_BYTES:
+            text = f"a block of {len(block)} bytes is too long"
+            raise AssertionError(text)
+        self._queue(launch.encode_frame({"op": "data", "id": order.id, "size": len(block)}) + block)
+        await self.flush()
+
+    async def again(self, order: Order, token: Secret | None) -> None:
+        """Let a fetch that said ``retry`` go on, with a new token or (None) the one it has."""
+        revealed = token.reveal() if token else None
+        self._queue(launch.encode_frame({"op": "again", "id": order.id, "token": revealed}))
+        order.restart()
+        self._reader.order_sent()
+        await self.flush()
+
+    async def stop(self, order: Order) -> None:
+        """Make a fetch clean up and end; its error ``interrupted`` still has to be received."""
+        self._queue(launch.encode_frame({"op": "stop", "id": order.id}))
+        order.restart()
+        await self.flush()
+
+    @asynccontextmanager
+    async def keep_alive(self) -> AsyncIterator[None]:
+        """Tell the helper every 3 s that the controller lives, unless other bytes do."""
+        pinger = asyncio.create_task(self._ping())
+        try:
+            yield
+        finally:
+            pinger.cancel()
+            with suppress(asyncio.CancelledError):
+                await pinger
+
+    async def end(self) -> None:
+        """Say good-bye and wait for the helper's end, a few seconds at most; never raises."""
+        if self._ended:
+            return
+        self._ended = True
+        if self._failure or self._hello is None:
+            return
+        with suppress(HostError, TimeoutError):
+            async with asyncio.timeout(GOODBYE_TIMEOUT_S):
+                self._queue(launch.encode_frame({"op": "bye", "id": self._next_id()}))
+                await self.flush()
+                await self._session.close_stdin()
+                while await self._session.read(65536):
+                    pass
+                await self._session.exit_status()
+
+    def _next_id(self) -> int:
+        self._last_id += 1
+        return self._last_id
+
+    def _queue(self, data: bytes) -> None:
+        self._outgoing += data
+
+    def _expect(self, order: Order) -> None:
+        self._orders.append(order)
+        self._reader.order_sent()
+
+    async def _write(self, data: bytes) -> None:
+        if self._failure:
+            raise self._failure
+        if self._hello_deadline is None:
+            self._hello_deadline = time.monotonic() + HELLO_TIMEOUT_S
+        self._written_at = time.monotonic()
+        try:
+            await self._session.write(data)
+        except ContactLostError as error:
+            # What the helper said last tells more than the broken pipe.
+            if self._hello is None:
+                await self._fail_at_end()
+            raise error
+
+    def _hello_timeout(self) -> float:
+        deadline = self._hello_deadline or time.monotonic() + HELLO_TIMEOUT_S
+        return deadline - time.monotonic()
+
+    async def _ping(self) -> None:
+        frame = launch.encode_frame({"op": "ping"})
+        with suppress(HostError):
+            while True:
+                due = self._written_at + PING_INTERVAL_S - time.monotonic()
+                if due > 0:
+                    await asyncio.sleep(due)
+                elif self._write_lock.locked():
+                    await asyncio.sleep(PING_INTERVAL_S)
+                else:
+                    self._queue(frame)
+                    await self.flush()
+
+    async def _take_frame(self, timeout_s: float) -> None:
+        """Read one frame and hand it to the order whose turn it is."""
+        if self._failure:
+            raise self._failure
+        try:
+            async with asyncio.timeout(max(timeout_s, 0)):
+                fields = await self._reader.read_frame()
+                if fields is None:
+                    await self._fail_at_end()
+                else:
+                    self._dispatch(fields)
+        except TimeoutError:
+            self._failure = self._silence(timeout_s)
+            raise self._failure from None
+        except HostError as error:
+            self._failure = error
+            raise
+
+    def _dispatch(self, fields: Fields) -> None:
+        if fields.opt_str("event") == "crash":
+            raise crash_error(fields)
+        order_id = fields.get_int("id")
+        if not self._orders or order_id != self._orders[0].id:
+            message = f"the host answers order {order_id}, which is not its turn"
+            raise protocol_error(message)
+        order = self._orders[0]
+        order.accept(fields)
+        if order.op == "start":
+            self._hello = _hello(order)
+        elif order.op == "load" and order.done:
+            order.take()
+        if order.done:
+            self._orders.popleft()
+
+    async def _fail_at_end(self) -> None:
+        status = await self._session.exit_status()
+        stderr = self._session.stderr_tail()
+        raise explain_end(
+            self._host, status, stderr, self._reader.noise(), started=self._hello is not None
+        )
+
+    def _silence(self, timeout_s: float) -> HostError:
+        if self._hello is None:
+            noise = self._reader.noise() or self._session.stderr_tail()
+            seen = f"; it said: {noise}" if noise else ""
+            message = (
+                f"logged in, but the helper did not answer within {HELLO_TIMEOUT_S:.0f} s{seen}"
+            )
+            hint = (
+                "log in by hand and see what hangs: an rc file, a full process table, a stuck disk"
+            )
+            return HostError(ErrorCode.HANG, message, hint=hint)
+        message = f"the host fell silent: no answer for {timeout_s:.0f} s"
+        return ContactLostError(
+            ErrorCode.HANG, message, hint="run again: what is done is found as existing"
+        )
+
+
+def _hello(order: Order) -> Hello:
+    message = order.take()
+    if message is None or message.event != "result":
+        text = "the helper's first answer is not its hello"
+        raise protocol_error(text)
+    fields = message.fields
+    protocol = fields.get_int("protocol")
+    if protocol != launch.PROTOCOL:
+        text = f"the helper speaks protocol {protocol}, not {launch.PROTOCOL}"
+        raise protocol_error(text)
+    return Hello(
+        python=fields.get_str("python", limit=40),
+        platform=fields.get_str("platform", limit=80),
+        pid=fields.get_int("pid"),
+        uid=fields.get_int("uid"),
+        user=fields.get_str("user", limit=80),
+        clock_offset_s=fields.get_float("time") - time.time(),
+    )

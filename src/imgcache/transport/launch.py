@@ -1,0 +1,146 @@
+"""What starts the helper on a host: the command, and the first bytes on its standard input.
+
+The command is constant for a host, so nothing of a run shows in argv; the helper's source travels over
+standard input, exactly the bytes of the installed package (``docs/helper-protocol.md``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING
+
+from imgcache.errors import ErrorCode, HostError
+from imgcache.text import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from imgcache.model import Host
+
+#: The version of the protocol, sent with ``start``.
+PROTOCOL = 1
+
+#: The statement that ``python -I -c`` runs on a host. Valid in every Python 3; one line of simple
+#: statements, without the characters that some shell treats specially between double quotes.
+#: 97: Python older than 3.6, its version on standard error. 96: the source is short or wrong.
+BOOT_LINE = (
+    "import sys,hashlib,types;"
+    "sys.version_info<(3,6)and(sys.stderr.write('imgcache: found Python '+sys.version.split()[0]+chr(10)),"
+    "sys.exit(97));"
+    "i=sys.stdin.buffer;t=i.readline(200).split();"
+    "len(t)==2 and t[0].isdigit()or sys.exit(96);"
+    "s=i.read(int(t[0]));hashlib.sha256(s).hexdigest()==t[1].decode('ascii','replace')or sys.exit(96);"
+    "m=types.ModuleType('imgcache_helper.core');m.__file__='<imgcache-helper>/core.py';"
+    "sys.modules[m.__name__]=m;exec(compile(s,m.__file__,'exec'),m.__dict__);m.main(i)"
+)
+
+#: Characters that one of sh, csh and fish treats specially even in a quoted word.
+_UNQUOTABLE = frozenset("\\!")
+
+
+def command_for(host: Host) -> str:
+    """Return the command that starts the helper on ``host``, for its login shell to read.
+
+    The same text works under POSIX shells (also restricted), csh and fish.
+
+    Raises:
+        HostError: code ``python`` or ``sudo``: a word of the settings cannot be put into a command.
+    """
+    settings = host.settings
+    words: list[str] = []
+    if settings.become == "sudo":
+        user = _quoted(settings.become_user, "become_user", ErrorCode.SUDO)
+        words += ["sudo", "-n", "-u", user, "--"]
+    if not settings.python:
+        message = "the setting python names no command"
+        raise HostError(ErrorCode.PYTHON, message, hint="python: python3")
+    words += [_quoted(word, "python", ErrorCode.PYTHON) for word in settings.python]
+    return " ".join(words) + f' -I -c "{BOOT_LINE}"'
+
+
+def _quoted(word: str, setting: str, code: ErrorCode) -> str:
+    unsafe = not word.isprintable() or not word or not _UNQUOTABLE.isdisjoint(word)
+    if unsafe or (word.startswith("-") and setting == "become_user"):
+        message = f"the setting {setting} has a word that cannot be put into a command: {printable(word)!r}"
+        raise HostError(
+            code, message, hint="use words without backslash, '!' and control characters"
+        )
+    return shlex.quote(word)
+
+
+@cache
+def module_source(name: str) -> bytes:
+    """Return the source of one of the helper's modules as the installed package has it.
+
+    Raises:
+        KeyError: there is no such module; a bug in the caller.
+    """
+    if not name.isidentifier():
+        raise KeyError(name)
+    try:
+        return resources.files("imgcache.helper").joinpath(f"{name}.py").read_bytes()
+    except FileNotFoundError:
+        raise KeyError(name) from None
+
+
+@cache
+def helper_modules() -> tuple[str, ...]:
+    """Return the names of all of the helper's modules, sorted."""
+    entries = resources.files("imgcache.helper").iterdir()
+    names = sorted(
+        entry.name.removesuffix(".py") for entry in entries if entry.name.endswith(".py")
+    )
+    return tuple(name for name in names if name != "__init__")
+
+
+@cache
+def helper_digest() -> str:
+    """Return the SHA-256 (hex) of all code that is ever sent to a host, in a fixed order.
+
+    Constant per release: it covers each module's name, size and source, sorted by name.
+    """
+    digest = hashlib.sha256()
+    for name in helper_modules():
+        source = module_source(name)
+        digest.update(f"{name} {len(source)}\n".encode() + source)
+    return digest.hexdigest()
+
+
+@cache
+def core_bytes() -> bytes:
+    """Return what the boot line reads: a header line, then the source of ``core``."""
+    source = module_source("core")
+    return f"{len(source)} {hashlib.sha256(source).hexdigest()}\n".encode() + source
+
+
+@cache
+def load_frame(name: str, order_id: int) -> bytes:
+    """Return the ``load`` frame for a module with its source behind it."""
+    source = module_source(name)
+    header = {
+        "op": "load",
+        "id": order_id,
+        "name": name,
+        "size": len(source),
+        "sha256": hashlib.sha256(source).hexdigest(),
+    }
+    return encode_frame(header) + source
+
+
+@cache
+def load_frames(names: Sequence[str], first_id: int) -> bytes:
+    """Return the ``load`` frames of several modules (a tuple), with rising ids from ``first_id``."""
+    return b"".join(load_frame(name, first_id + index) for index, name in enumerate(names))
+
+
+def encode_frame(frame: dict[str, object]) -> bytes:
+    """Return one frame as a line of JSON, at most 64 KiB."""
+    line = json.dumps(frame, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+    if len(line) > 65536:
+        message = f"a frame for the helper is too long: {len(line)} bytes"
+        raise AssertionError(message)
+    return line
