@@ -1,0 +1,90 @@
+"""``imgcache precache``: the main job."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from imgcache.commands._options import (
+    Aggregates,
+    AllHosts,
+    Concurrency,
+    DryRun,
+    Exclude,
+    Hosts,
+    ImageNames,
+    LogFile,
+    OutputFormat,
+    Quiet,
+    Retries,
+    ShownColumns,
+    Timeout,
+    Verbose,
+)
+from imgcache.commands._output import begin_output, invocation_of
+from imgcache.errors import ExitCode
+from imgcache.ui.formats import Format
+from imgcache.ui.report import OUTCOME_COLUMNS, report_listing
+
+
+class Source(StrEnum):
+    """Where hosts get the bytes."""
+
+    AUTO = "auto"
+    SERVICE = "service"
+    PUSH = "push"
+
+
+SourceOption = Annotated[
+    Source,
+    typer.Option(
+        "--source",
+        help="Hosts download from the image service themselves, or imgcache pushes the bytes over SSH.",
+    ),
+]
+
+
+def precache(  # noqa: PLR0917 - options are parameters in Typer
+    ctx: typer.Context,
+    images: ImageNames,
+    aggregate: Aggregates = None,
+    host: Hosts = None,
+    exclude: Exclude = None,
+    all_hosts: AllHosts = False,
+    concurrency: Concurrency = 10,
+    retries: Retries = 3,
+    timeout: Timeout = "30m",  # type: ignore[assignment]  # Typer parses it
+    source: SourceOption = Source.AUTO,
+    dry_run: DryRun = False,
+    form: OutputFormat = Format.TABLE,
+    column: ShownColumns = None,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+    log_file: LogFile = None,
+) -> ExitCode:
+    """Put images into the caches of hosts before they are needed, or renew those that are there."""
+    output = begin_output(
+        ctx,
+        OUTCOME_COLUMNS,
+        form=form,
+        wanted=column,
+        verbose=verbose,
+        quiet=quiet,
+        log_file=log_file,
+    )
+    from imgcache.config.load import load_inventory  # noqa: PLC0415 - `--help` loads none of it
+    from imgcache.images.open import open_image_service  # noqa: PLC0415
+    from imgcache.images.options import CloudOptions  # noqa: PLC0415
+    from imgcache.operations.precache import PrecacheRequest, run_precache  # noqa: PLC0415
+    from imgcache.operations.selection import Selection  # noqa: PLC0415
+
+    selection = Selection(tuple(aggregate or ()), tuple(host or ()), exclude, all_hosts)
+    request = PrecacheRequest(
+        selection, tuple(images), concurrency, retries, timeout, source.value, dry_run
+    )
+    called = invocation_of(ctx)
+    inventory = load_inventory(called.inventory)
+    options = CloudOptions(called.cloud, called.cloud_values)
+    with open_image_service(inventory.image_service, options) as service, output.sink() as sink:
+        report = run_precache(request, inventory, service, sink)
+    return output.show(report_listing(report), report.exit_code())

@@ -1,0 +1,210 @@
+"""Results as text: a table for people, JSON, YAML, CSV and bare values for programs.
+
+Whatever a host or an image is called, no format lets it through raw: tables, CSV and values go through
+the sanitizer, JSON and YAML have escapes of their own.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import unicodedata
+from dataclasses import dataclass
+from difflib import get_close_matches
+from enum import StrEnum
+from typing import TYPE_CHECKING, assert_never
+
+from imgcache.errors import UsageError
+from imgcache.text import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    Cell = str | int | float | bool | None
+    Row = Mapping[str, Cell]
+
+
+class Format(StrEnum):
+    """How a result is written to standard output."""
+
+    TABLE = "table"
+    JSON = "json"
+    YAML = "yaml"
+    CSV = "csv"
+    VALUE = "value"
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What a command's rows hold, in order."""
+
+    known: tuple[str, ...]
+    shown: tuple[str, ...]
+    """Those in a table, when none are asked for."""
+    detailed: tuple[str, ...]
+    """Those in a table with ``-v``."""
+    folded: str | None = None
+    """The column whose values are folded (``edge1-[01-17]``) where all others shown are equal."""
+
+    def check(self, wanted: Sequence[str]) -> tuple[str, ...]:
+        """Return the wanted columns, each once.
+
+        Raises:
+            UsageError: there is no such column.
+        """
+        for name in wanted:
+            if name not in self.known:
+                near = get_close_matches(name, self.known, 1)
+                hint = f"did you mean {near[0]}? " if near else ""
+                message = f"--column: no such column: {printable(name)}"
+                raise UsageError(message, hint=f"{hint}the columns are: {', '.join(self.known)}")
+        return tuple(dict.fromkeys(wanted))
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A result: the whole document, and which part of it are rows."""
+
+    document: Mapping[str, object]
+    """What JSON and YAML show; plain values only."""
+    rows_key: str
+    """Where the rows are in the document."""
+    rows: Sequence[Row]
+    columns: Columns
+
+
+def render(
+    listing: Listing, form: Format, *, wanted: Sequence[str] = (), detailed: bool = False
+) -> str:
+    """Return the result as text that ends with a newline, or as nothing.
+
+    ``wanted`` limits the columns, in JSON and YAML the rows' keys; ``detailed`` shows a table unfolded.
+    """
+    columns = listing.columns.check(wanted)
+    match form:
+        case Format.TABLE:
+            return _table(listing, columns, detailed=detailed)
+        case Format.JSON:
+            return json_text(_document(listing, columns)) + "\n"
+        case Format.YAML:
+            return _yaml(_document(listing, columns))
+        case Format.CSV:
+            return _csv(listing.rows, columns or listing.columns.known)
+        case Format.VALUE:
+            return _values(listing.rows, columns or listing.columns.shown)
+    assert_never(form)
+
+
+def json_text(document: object, *, indent: int | None = 2) -> str:
+    """Return JSON in printable ASCII only; the values are exact save for lone surrogates."""
+    text = json.dumps(_well_formed(document), indent=indent, ensure_ascii=True, allow_nan=False)
+    # The one control character that JSON lets through; it can only be inside a string.
+    return text.replace("\x7f", "\\u007f")
+
+
+def _well_formed(value: object) -> object:
+    """Return the value without lone surrogates, which strict readers of JSON refuse."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, dict):
+        return {str(key): _well_formed(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_well_formed(item) for item in value]
+    return value
+
+
+def _document(listing: Listing, columns: Sequence[str]) -> object:
+    if not columns:
+        return dict(listing.document)
+    rows = [{name: row[name] for name in columns} for row in listing.rows]
+    return {**listing.document, listing.rows_key: rows}
+
+
+def _yaml(document: object) -> str:
+    import yaml  # noqa: PLC0415 - for this format only
+
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    text: str = yaml.dump(
+        _well_formed(document), Dumper=dumper, allow_unicode=False, sort_keys=False, width=10**9
+    )
+    return text
+
+
+def _csv(rows: Iterable[Row], columns: Sequence[str]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_csv_cell(row[name]) for name in columns] for row in rows)
+    return out.getvalue()
+
+
+def _csv_cell(cell: Cell) -> Cell:
+    """Return the cell so that no spreadsheet takes a text for a formula."""
+    if not isinstance(cell, str):
+        return cell
+    text = printable(cell, 2000)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+
+def _values(rows: Iterable[Row], columns: Sequence[str]) -> str:
+    """Return one line per row, tabs between the values, ``-`` for none."""
+    return "".join(
+        "\t".join(_cell_text(row[name], 2000) or "-" for name in columns) + "\n" for row in rows
+    )
+
+
+def _cell_text(cell: Cell, limit: int = 300) -> str:
+    if cell is None:
+        return ""
+    if isinstance(cell, bool):
+        return "yes" if cell else "no"
+    return printable(f"{cell:.1f}" if isinstance(cell, float) else str(cell), limit)
+
+
+def _table(listing: Listing, wanted: Sequence[str], *, detailed: bool) -> str:
+    columns = wanted or (listing.columns.detailed if detailed else listing.columns.shown)
+    cells = [tuple(_cell_text(row[name]) for name in columns) for row in listing.rows]
+    folded = listing.columns.folded
+    if folded in columns and not detailed:
+        cells = _fold(cells, columns.index(folded))
+    if not cells:
+        return ""
+    return _aligned([tuple(name.upper().replace("_", " ") for name in columns), *cells])
+
+
+def _fold(rows: Iterable[tuple[str, ...]], at: int) -> list[tuple[str, ...]]:
+    """Return rows that differ in one place only as one row, in the order of their first."""
+    from imgcache.ui.folding import fold_hosts  # noqa: PLC0415 - ClusterShell, for tables only
+
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for row in rows:
+        groups.setdefault(row[:at] + row[at + 1 :], []).append(row[at])
+    return [
+        (*rest[:at], printable(fold_hosts(names), 2000), *rest[at:])
+        for rest, names in groups.items()
+    ]
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(_width(row[index]) for row in rows) for index in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        padded = (
+            cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)
+        )
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines) + "\n"
+
+
+def _width(text: str) -> int:
+    """Return how many columns a terminal needs for it."""
+    if text.isascii():
+        return len(text)
+    return sum(_char_width(char) for char in text)
+
+
+def _char_width(char: str) -> int:
+    if unicodedata.category(char) in {"Mn", "Me", "Cf"}:
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in {"W", "F"} else 1

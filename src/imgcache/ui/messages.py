@@ -1,0 +1,149 @@
+"""Events as sentences: what is said once, at once, above the progress display.
+
+Of many hosts with the same trouble the first few are named as they come, the rest in one line at the end.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from imgcache.events import HostEnded, HostStarted, ItemEnded, ItemRetry, Notice, RunEnded
+from imgcache.plan import FAILED_WORDS, OutcomeWord
+from imgcache.text import printable
+from imgcache.ui.units import duration_text, size_text
+
+if TYPE_CHECKING:
+    from imgcache.events import Event
+    from imgcache.plan import Outcome
+    from imgcache.ui.tally import Tally
+
+#: Hosts that are named at once for one and the same trouble.
+_NAMED_AT_ONCE = 3
+#: Troubles of one kind that are told at once; what differs in every host's wording is told in the end, too.
+_TOLD_AT_ONCE = 20
+
+_Kind = tuple[str, str]
+
+
+class Messages:
+    """Says what there is to say about events; remembers what it held back.
+
+    ``verbosity`` 0: warnings and failures; 1: repetitions, too; 2: every step of every host.
+    """
+
+    def __init__(self, verbosity: int) -> None:
+        self._verbosity = verbosity
+        self._named: dict[_Kind, int] = {}
+        self._told: dict[str, int] = {}
+        self._held_back: dict[_Kind, dict[str, None]] = {}
+
+    def lines(self, event: Event) -> list[str]:
+        """Return what to say about this event now: lines without control characters, mostly none."""
+        match event:
+            case Notice():
+                return self._notice(event)
+            case ItemEnded():
+                return self._outcome(event.outcome)
+            case RunEnded():
+                return self._rest()
+            case _:
+                return self._step(event)
+
+    def _step(self, event: Event) -> list[str]:
+        line = None
+        match event:
+            case ItemRetry() if self._verbosity >= 1:
+                line = retry_line(event)
+            case HostStarted() if self._verbosity >= 2:
+                line = f"{printable(event.host)}: contacting"
+            case HostEnded() if self._verbosity >= 2:
+                line = f"{printable(event.host)}: {'failed' if event.failed else 'done'}"
+            case _:
+                pass
+        return [line] if line else []
+
+    def _notice(self, notice: Notice) -> list[str]:
+        message = notice_text(notice)
+        if notice.host is None:
+            return [message]
+        return self._tell(
+            notice.host, (notice.level, message), f"{printable(notice.host)}: {message}"
+        )
+
+    def _outcome(self, outcome: Outcome) -> list[str]:
+        if outcome.outcome not in FAILED_WORDS:
+            return [outcome_line(outcome)] if self._verbosity >= 2 else []
+        kind = (outcome.outcome.value, outcome.code.value if outcome.code else "")
+        return self._tell(outcome.host, kind, outcome_line(outcome))
+
+    def _tell(self, host: str, kind: _Kind, line: str) -> list[str]:
+        named, told = self._named.get(kind, 0), self._told.get(kind[0], 0)
+        if self._verbosity >= 1 or (named < _NAMED_AT_ONCE and told < _TOLD_AT_ONCE):
+            self._named[kind] = named + 1
+            self._told[kind[0]] = told + 1
+            return [line]
+        self._held_back.setdefault(kind, {})[host] = None
+        return []
+
+    def _rest(self) -> list[str]:
+        from imgcache.ui.folding import fold_hosts  # noqa: PLC0415 - ClusterShell, for many hosts only
+
+        lines = []
+        for (what, detail), hosts in self._held_back.items():
+            more = "1 more host" if len(hosts) == 1 else f"{len(hosts)} more hosts"
+            failed = what in {word.value for word in FAILED_WORDS}
+            said = f"{what} ({detail})" if failed and detail else detail or what
+            lines.append(f"{more}: {printable(fold_hosts(list(hosts)), 2000)}: {said}")
+        self._held_back.clear()
+        return lines
+
+
+def notice_text(notice: Notice) -> str:
+    """Return a notice in one line, without its host."""
+    level = "" if notice.level == "info" else f"{printable(notice.level)}: "
+    hint = f" ({printable(notice.hint)})" if notice.hint else ""
+    return f"{level}{printable(notice.message, 1000)}{hint}"
+
+
+def retry_line(event: ItemRetry) -> str:
+    """Return one line about a repetition."""
+    return (
+        f"{printable(event.host)}: repetition {event.attempt} in {duration_text(event.delay_s)}: "
+        f"{printable(event.reason)}"
+    )
+
+
+def outcome_line(outcome: Outcome) -> str:
+    """Return one line about how an item ended."""
+    code = f" ({outcome.code.value})" if outcome.code else ""
+    reason = f": {printable(outcome.reason)}" if outcome.reason else ""
+    item = f"{printable(outcome.host)}: {printable(outcome.image_name)}"
+    return f"{item}: {outcome.outcome.value}{code}{reason}"
+
+
+def summary_line(tally: Tally, *, interrupted: bool) -> str:
+    """Return the run's last line: how many items ended how, bytes, time, run id."""
+    counts = [
+        f"{tally.words[word.value]} {word.value}" for word in OutcomeWord if tally.words[word.value]
+    ]
+    began = "interrupted after" if interrupted else "done in"
+    fetched = f"; {size_text(tally.fetched_bytes)} fetched" if tally.fetched_bytes else ""
+    return (
+        f"{began} {duration_text(tally.elapsed_s)}: {', '.join(counts) or 'nothing to do'}{fetched}; "
+        f"run {printable(tally.run_id)}"
+    )
+
+
+def status_line(tally: Tally) -> str:
+    """Return where the run stands: hosts, bytes, rate, time left."""
+    rate = tally.rate()
+    hosts = f"{tally.hosts_done}/{tally.hosts} hosts done"
+    parts = [f"{hosts}, {len(tally.active)} active, {tally.hosts_failed} failed"]
+    if tally.done_bytes or rate:
+        parts.append(
+            f"{size_text(tally.done_bytes)} of {size_text(tally.expected_bytes)}, {size_text(rate)}/s"
+        )
+    left = tally.eta_s()
+    if left is not None:
+        parts.append(f"about {duration_text(left)} left")
+    return "; ".join(parts)

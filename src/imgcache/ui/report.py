@@ -1,0 +1,109 @@
+"""A run's report as a listing: the same names in every format, and in ``docs/schemas``."""
+
+from __future__ import annotations
+
+from datetime import UTC
+from typing import TYPE_CHECKING
+
+from imgcache.plan import OutcomeWord
+from imgcache.ui.formats import Columns, Listing
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from imgcache.model import Image
+    from imgcache.plan import Outcome, Report
+    from imgcache.ui.formats import Cell
+
+OUTCOME_COLUMNS = Columns(
+    known=(
+        "host",
+        "aggregate",
+        "cell",
+        "image_id",
+        "image_name",
+        "outcome",
+        "code",
+        "reason",
+        "source",
+        "bytes_fetched",
+        "duration_s",
+    ),
+    shown=("host", "image_name", "outcome", "code", "reason"),
+    detailed=(
+        "host",
+        "image_name",
+        "outcome",
+        "code",
+        "source",
+        "bytes_fetched",
+        "duration_s",
+        "reason",
+    ),
+    folded="host",
+)
+
+#: What needs the operator comes last, next to the prompt.
+_ORDER = tuple(
+    OutcomeWord(word)
+    for word in (
+        "cached",
+        "existing",
+        "removed",
+        "kept",
+        "skipped",
+        "unsupported",
+        "unknown",
+        "error",
+    )
+)
+
+
+def report_listing(report: Report) -> Listing:
+    """Return the report for ``ui.formats.render``."""
+    place = {image.id: index for index, image in enumerate(report.images)}
+    outcomes = sorted(
+        report.outcomes,
+        key=lambda one: (_ORDER.index(one.outcome), place.get(one.image_id, len(place))),  # type: ignore[call-overload]
+    )
+    rows = [_row(outcome) for outcome in outcomes]
+    document = {
+        "run_id": report.run_id,
+        "command": report.command,
+        "started_at": _time_text(report.started_at),
+        "finished_at": _time_text(report.finished_at),
+        "images": [_image(image) for image in report.images],
+        "outcomes": rows,
+        "totals": report.totals(),
+    }
+    return Listing(document, "outcomes", rows, OUTCOME_COLUMNS)
+
+
+def _row(outcome: Outcome) -> dict[str, Cell]:
+    return {
+        "host": outcome.host,
+        "aggregate": outcome.aggregate,
+        "cell": outcome.cell,
+        "image_id": outcome.image_id,
+        "image_name": outcome.image_name,
+        "outcome": outcome.outcome.value,
+        "code": outcome.code.value if outcome.code else None,
+        "reason": outcome.reason,
+        "source": outcome.source.value if outcome.source else None,
+        "bytes_fetched": outcome.bytes_fetched,
+        "duration_s": round(outcome.duration_s, 3),
+    }
+
+
+def _image(image: Image) -> dict[str, object]:
+    return {
+        "id": image.id,
+        "name": image.name,
+        "size_bytes": image.size_bytes,
+        "disk_format": image.disk_format,
+        "digest": {"algo": image.digest.algo, "value": image.digest.value},
+    }
+
+
+def _time_text(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
