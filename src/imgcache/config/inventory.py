@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from imgcache.config.files import find_inventory_file, read_guarded
-from imgcache.config.load import Document, parse_document
+from imgcache.config.document import Document, parse_document
 from imgcache.config.nodesets import MAX_HOSTS, count_hosts, expand_hosts
 from imgcache.config.problems import add_problems
 from imgcache.config.schema import (
@@ -29,18 +27,6 @@ if TYPE_CHECKING:
 #: Names in the file that differ from ``HostSettings``: there without a unit, since the value has one.
 _RENAMED = {"reserve": "reserve_bytes"}
 _SETTING_NAMES = tuple(field.name for field in fields(HostSettings))
-
-
-def load_inventory(
-    named: Path | None = None, environ: Mapping[str, str] | None = None
-) -> Inventory:
-    """Find, read and check the inventory; see ``find_inventory_file`` for where it is looked for.
-
-    Raises:
-        ConfigError: lists every problem, each as ``file:line:column: key``.
-    """
-    path = find_inventory_file(named, os.environ if environ is None else environ)
-    return parse_inventory(path, read_guarded(path))
 
 
 def parse_inventory(path: Path, content: bytes) -> Inventory:
