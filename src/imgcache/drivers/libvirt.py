@@ -5,25 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from imgcache import __version__
 from imgcache.drivers.base import Driver, DriverCapabilities, UnsupportedError
 from imgcache.drivers.libvirt_fetch import fetch_image
 from imgcache.errors import ErrorCode, HostError
 from imgcache.plan import CheckState, OutcomeWord
-from imgcache.transport.conversation import OrderFailedError
+from imgcache.transport.conversation import OrderError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from imgcache.drivers.base import HostContext
     from imgcache.model import HostSettings, Image, ServiceAccess
-    from imgcache.transport.conversation import Conversation, Order
-    from imgcache.transport.wire import Message
+    from imgcache.transport.conversation import Conversation, Message, Order
 
 #: What a host that has everything needs; a host that lacks something gets the others as well.
-WARM_MODULES = ("core", "conf", "cache")
-PROBE_MODULES = ("core", "conf", "cache", "probe")
-FETCH_MODULES = ("formats", "qemu", "download", "fetch")
+WARM_MODULES = ("conf", "cache")
+PROBE_MODULES = ("conf", "cache", "watch", "qemu", "download", "probe")
+FETCH_MODULES = ("watch", "formats", "qemu", "download", "fetch")
 
 #: Nova's images types whose hosts must not get base files.
 #: Source: nova ``virt/libvirt/imagebackend.py``: Rbd imports a cached base file into Ceph, a full copy,
@@ -36,6 +34,8 @@ _EXCLUDED_TYPES = {
 _RAW_FORMATS = frozenset({"raw", "iso", "ami", "ari", "aki"})
 _SECTOR_BYTES = 512
 _MAX_CLOCK_OFFSET_S = 30.0
+#: Longer than the helper waits for Nova's lock on one base file.
+ANSWER_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +89,8 @@ class LibvirtDriver(Driver):
             touches = [(image, self._order_touch(context, talk, image)) for image in images]
             await talk.flush()
             try:
-                facts = _facts(await talk.result(opened))
-            except OrderFailedError as error:
+                facts = _facts(await talk.result(opened, timeout_s=ANSWER_S))
+            except OrderError as error:
                 if error.code is ErrorCode.BACKEND:
                     raise UnsupportedError(error.code, error.message) from error
                 raise
@@ -104,7 +104,7 @@ class LibvirtDriver(Driver):
                 for image in absent:
                     _report_dry_run(context, image)
             elif absent:
-                await talk.load(FETCH_MODULES)
+                talk.load(FETCH_MODULES)
                 for image in absent:
                     await fetch_image(context, talk, image)
 
@@ -121,14 +121,14 @@ class LibvirtDriver(Driver):
                 insecure=service.insecure if service else False,
                 reserve=context.host.settings.reserve_bytes,
             )
-            answer = await talk.result(order)
+            answer = await talk.result(order, timeout_s=ANSWER_S)
             rows = [
                 (
-                    item.get_str("name"),
-                    CheckState(item.get_enum("state", tuple(CheckState))),
-                    item.get_str("detail"),
+                    item.get_str("name", limit=40),
+                    item.get_enum("state", CheckState),
+                    item.get_str("detail", limit=1000),
                 )
-                for item in answer.get_objects("checks")
+                for item in answer.fields.get_objects("checks")
             ]
             return [_clock_check(talk.hello.clock_offset_s), *rows]
 
@@ -136,11 +136,7 @@ class LibvirtDriver(Driver):
     def _order_touch(context: HostContext, talk: Conversation, image: Image) -> Order:
         context.begin(image)
         return talk.order(
-            "touch",
-            base=image.base_name,
-            sizes=whole_sizes(image),
-            dry=context.dry_run,
-            tool=__version__,
+            "touch", base=image.base_name, sizes=whole_sizes(image), dry=context.dry_run
         )
 
     @staticmethod
@@ -149,14 +145,14 @@ class LibvirtDriver(Driver):
     ) -> bool:
         """Report an image that is there, or cannot be; return False when it is to be fetched."""
         try:
-            answer = await talk.result(order)
-        except OrderFailedError as error:
+            answer = await talk.result(order, timeout_s=ANSWER_S)
+        except OrderError as error:
             report_failure(context, image, error)
             return True
-        if answer.get_enum("state", ("existing", "absent")) == "absent":
+        if answer.fields.get_choice("state", {"existing", "absent"}) == "absent":
             return False
-        reason = answer.get_optional_str("reason")
-        touched = context.dry_run or answer.get_bool("touched")
+        reason = answer.fields.opt_str("reason", limit=1000)
+        touched = context.dry_run or answer.fields.get_bool("touched")
         code = None if touched else ErrorCode.NOT_TOUCHED
         context.report(image, OutcomeWord.EXISTING, code=code, reason=reason)
         if not touched:
@@ -186,9 +182,9 @@ def report_failure(
 
 def _facts(answer: Message) -> CacheFacts:
     return CacheFacts(
-        cache_path=answer.get_str("cache_path"),
-        images_type=answer.get_str("images_type"),
-        force_raw_images=answer.get_bool("force_raw_images"),
+        cache_path=answer.fields.get_str("cache_path"),
+        images_type=answer.fields.get_str("images_type"),
+        force_raw_images=answer.fields.get_bool("force_raw_images"),
     )
 
 

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING
 from imgcache import __version__
 from imgcache.errors import ErrorCode, HostError
 from imgcache.plan import OutcomeWord, SourceKind
-from imgcache.transport.conversation import OrderFailedError
+from imgcache.transport.conversation import MAX_DATA_BYTES, OrderError
 
 if TYPE_CHECKING:
     from imgcache.drivers.base import HostContext
-    from imgcache.model import Image, ServiceAccess
-    from imgcache.transport.conversation import Conversation, Order
-    from imgcache.transport.wire import Message
+    from imgcache.model import Image, Secret, ServiceAccess
+    from imgcache.transport.conversation import Conversation, Message, Order
 
 #: The helper says something at least every 2 s during a fetch; silence this long means it hangs.
 SILENCE_S = 30.0
@@ -41,6 +40,10 @@ DEFAULT_LIMITS: dict[str, object] = {
 }
 
 
+class ItemError(HostError):
+    """This image cannot be had on this host; the conversation can go on with the next one."""
+
+
 async def fetch_image(context: HostContext, talk: Conversation, image: Image) -> None:
     """Fetch one absent image and report its outcome; raises only for trouble with the whole host."""
     kinds = context.sources.kinds(image)
@@ -49,7 +52,7 @@ async def fetch_image(context: HostContext, talk: Conversation, image: Image) ->
         fetch = _Fetch(context, talk, image, kind)
         try:
             await fetch.run()
-        except OrderFailedError as error:
+        except (OrderError, ItemError) as error:
             bytes_fetched += fetch.bytes_fetched
             if error.code in _NEXT_SOURCE_CODES and kind is not kinds[-1]:
                 context.notice(f"{image.name}: {error.message}; pushing it from here instead")
@@ -84,7 +87,7 @@ class _Fetch:
         """Send the order, answer what the helper asks, report the result.
 
         Raises:
-            OrderFailedError: this image failed; the conversation can go on.
+            OrderError, ItemError: this image failed; the conversation can go on.
             HostError: the conversation is over.
         """
         source = await self._source()
@@ -109,12 +112,12 @@ class _Fetch:
         try:
             self._access = await self.context.sources.access(self.image, None)
         except HostError as error:
-            raise OrderFailedError(error.code, error.message, hint=error.hint) from error
+            raise ItemError(error.code, error.message, hint=error.hint) from error
         access = self._access
         return {
             "kind": "service",
             "url": access.url,
-            "token": access.token,
+            "token": access.token.reveal() if access.token else None,
             "ca_pem": access.ca_pem,
             "insecure": access.insecure,
         }
@@ -129,14 +132,14 @@ class _Fetch:
                     await self._again(order, message)
                 case "ready":
                     return await self._push(
-                        order, message.get_int("offset", 0, self.image.size_bytes)
+                        order, message.fields.get_int("offset", high=self.image.size_bytes)
                     )
                 case _:
                     return message
 
     def _progress(self, message: Message) -> None:
-        phase = message.get_str("phase")
-        done, total = message.get_int("done"), message.get_int("total")
+        phase = message.fields.get_str("phase")
+        done, total = message.fields.get_int("done"), message.fields.get_int("total")
         now = time.monotonic()
         if (phase, done) != self._mark:
             self._mark, self._mark_at = (phase, done), now
@@ -147,30 +150,30 @@ class _Fetch:
 
     async def _again(self, order: Order, message: Message) -> None:
         """Answer a ``retry``: a pause and ``again``, or ``stop`` and the error it was about."""
-        code = ErrorCode(message.get_enum("code", tuple(ErrorCode)))
-        text = message.get_str("message")
-        self.bytes_fetched = message.get_int("bytes_fetched")
+        code = message.fields.get_enum("code", ErrorCode)
+        text = message.fields.get_str("message", limit=1000)
+        self.bytes_fetched = message.fields.get_int("bytes_fetched")
         attempt = self._repetitions[code] = self._repetitions.get(code, 0) + 1
         total = sum(self._repetitions.values())
         allowed = min(self.context.retries, _FEWER_REPETITIONS.get(code, self.context.retries))
         if attempt > allowed or total > self.context.retries + 1:
             await self._stop(order)
-            raise OrderFailedError(code, text)
+            raise ItemError(code, text)
         token = None
         if code is ErrorCode.AUTH:
             token = await self._fresh_token(order)
         else:
-            after_s = parse_retry_after(message.get_optional_str("after_s"))
+            after_s = parse_retry_after(message.fields.opt_str("after_s", limit=100))
             await self.context.back_off(self.image, attempt, text, after_s)
         await self.talk.again(order, token)
         self._mark_at = time.monotonic()
 
-    async def _fresh_token(self, order: Order) -> object:
+    async def _fresh_token(self, order: Order) -> Secret | None:
         try:
             self._access = await self.context.sources.access(self.image, self._access)
         except HostError as error:
             await self._stop(order)
-            raise OrderFailedError(error.code, error.message, hint=error.hint) from error
+            raise ItemError(error.code, error.message, hint=error.hint) from error
         return self._access.token
 
     async def _push(self, order: Order, offset: int) -> Message:
@@ -198,7 +201,7 @@ class _Fetch:
                 await self._stop(order)
                 error = sending.exception()
                 if isinstance(error, HostError) and error.code is ErrorCode.SOURCE:
-                    raise OrderFailedError(error.code, error.message, hint=error.hint) from error
+                    raise ItemError(error.code, error.message, hint=error.hint) from error
                 raise error if error else AssertionError
             return await receiving
         finally:
@@ -207,7 +210,8 @@ class _Fetch:
     async def _send_blocks(self, order: Order, offset: int) -> None:
         async with self.context.sources.blocks(self.image, offset) as blocks:
             async for block in blocks:
-                await self.talk.send_data(order, block)
+                for start in range(0, len(block), MAX_DATA_BYTES):
+                    await self.talk.send_data(order, block[start : start + MAX_DATA_BYTES])
         await self.talk.send_data(order, b"")
 
     async def _stop(self, order: Order) -> None:
@@ -216,13 +220,13 @@ class _Fetch:
         try:
             while (await self.talk.receive(order, SILENCE_S)).event != "result":
                 pass
-        except OrderFailedError:
+        except OrderError:
             return
 
     def _report(self, answer: Message) -> None:
-        self.bytes_fetched = answer.get_int("bytes_fetched")
-        state = answer.get_enum("state", ("cached", "existing"))
-        reason = answer.get_optional_str("reason")
+        self.bytes_fetched = answer.fields.get_int("bytes_fetched")
+        state = answer.fields.get_choice("state", {"cached", "existing"})
+        reason = answer.fields.opt_str("reason", limit=1000)
         if state == "cached" and self.image.digest.weak:
             weak = f"verified with {self.image.digest.algo} only, the image service has no better digest"
             reason = f"{reason}; {weak}" if reason else weak

@@ -34,7 +34,7 @@ def back_off_delay(attempt: int, after_s: float | None) -> float:
     if after_s is not None and after_s >= 0:
         base = min(after_s, MAX_BACK_OFF_S)
         return base + random.uniform(0, max(1.0, base / 4))  # noqa: S311 - spreading load, not a secret
-    base = min(FIRST_BACK_OFF_S * 2 ** (attempt - 1), MAX_BACK_OFF_S)
+    base = min(FIRST_BACK_OFF_S * 2.0 ** (attempt - 1), MAX_BACK_OFF_S)
     return base * random.uniform(0.5, 1.0)  # noqa: S311
 
 

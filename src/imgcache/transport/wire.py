@@ -192,6 +192,15 @@ class Fields:
             self._wrong(name, "a list of strings")
         return [printable(item, limit) for item in value]
 
+    def get_objects(self, name: str, *, most: int = 1000) -> list[Fields]:
+        """Return a list of at most ``most`` objects' fields."""
+        value = self._values.get(name)
+        if not isinstance(value, list) or len(value) > most:
+            self._wrong(name, "a list of objects")
+        if not all(isinstance(item, dict) for item in value):
+            self._wrong(name, "a list of objects")
+        return [Fields(item, f"{self._path}{name}[{index}].") for index, item in enumerate(value)]
+
     def get_str_map(self, name: str, *, limit: int = 4096) -> dict[str, str]:
         """Return an object whose values are all strings, both sides sanitised."""
         inner = self.get_object(name)
