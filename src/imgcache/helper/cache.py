@@ -1,0 +1,336 @@
+"""The image cache of one host: paths, Nova's lock, touching, manifests.
+
+Everything goes through directory descriptors, so that nobody can exchange a folder under our feet.
+Source: nova ``virt/libvirt/imagebackend.py``, ``virt/libvirt/imagecache.py``, ``utils.py`` (``synchronized``);
+fasteners ``process_lock.py``.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import re
+import stat
+import time
+
+from . import conf
+from .core import Failure, os_failure, owner_and_mode
+
+BASE_NAME = re.compile("[0-9a-f]{40}")
+#: Back ends that a file in the cache would harm or that never read it.
+NO_CACHE = {
+    "rbd": "its instances are cloned inside Ceph; a file in the cache would make each boot a full import",
+    "ploop": "its images are not kept as base files that we know how to write",
+}
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+_LOCK_WAIT_S = 10
+#: What file systems without POSIX locks answer.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+class Cache:
+    """One host's cache, opened. ``owner`` is the stat result whose owner new things get."""
+
+    def __init__(self, values):
+        self.values = values
+        self.cache_fd = self.own_fd = self.locks_fd = None
+        given = values["instances_path"]
+        self.instances_path = os.path.realpath(given)
+        if not os.path.isabs(given) or not os.path.isdir(self.instances_path):
+            raise Failure(
+                "nopath", "instances_path %s is not a folder on this host" % given, path=given
+            )
+        self.parts = [part for part in values["cache_subdirectory"].split("/") if part]
+        if values["cache_subdirectory"].startswith("/") or not self.parts or ".." in self.parts:
+            raise Failure(
+                "config",
+                "cache_subdirectory %r must lie below instances_path"
+                % values["cache_subdirectory"],
+            )
+        self.path = os.path.join(self.instances_path, *self.parts)
+        try:
+            self.instances_fd = os.open(self.instances_path, _FOLDER)
+        except OSError as error:
+            raise os_failure(error, "cannot open " + self.instances_path)
+        self.owner = os.fstat(self.instances_fd)
+        self.open_folders(create=False)
+        if os.geteuid() == 0 and self.owner.st_uid:
+            # Work as Nova's user: whatever is made, also just before a crash, is Nova's to use.
+            os.setegid(self.owner.st_gid)
+            os.seteuid(self.owner.st_uid)
+
+    def open_folders(self, create):
+        """Open the cache folder, and ours in it, as far as they exist; make them when asked to."""
+        if self.cache_fd is None:
+            folder_fd = self.instances_fd
+            for part in self.parts:
+                folder_fd = folder_fd if folder_fd is None else self.folder(folder_fd, part, create)
+            self.cache_fd = folder_fd
+        if self.cache_fd is not None and self.own_fd is None:
+            self.owner = os.fstat(self.cache_fd)
+            self.own_fd = self.folder(self.cache_fd, ".imgcache", create)
+
+    def folder(self, parent_fd, name, create):
+        """Return a descriptor of a folder in a folder, or None; make it like its parent when asked to."""
+        for _ in range(2):
+            try:
+                return os.open(name, _FOLDER, dir_fd=parent_fd)
+            except FileNotFoundError:
+                if not create:
+                    return None
+            except OSError as error:
+                if error.errno in (errno.ELOOP, errno.ENOTDIR):
+                    message = "%s in %s is a symlink or no folder" % (name, self.instances_path)
+                    raise Failure("symlink", message, path=name)
+                raise os_failure(
+                    error, "cannot open %s in %s" % (name, self.instances_path), parent_fd
+                )
+            try:
+                self.make(parent_fd, name)
+            except FileExistsError:
+                pass
+            except OSError as error:
+                raise os_failure(
+                    error, "cannot make %s in %s" % (name, self.instances_path), parent_fd
+                )
+        raise Failure("io", "%s in %s comes and goes" % (name, self.instances_path))
+
+    def make(self, parent_fd, name):
+        """Make a folder with its parent's mode and, as far as we may, owner; right from the start."""
+        like = os.fstat(parent_fd)
+        before = os.umask(0)
+        try:
+            os.mkdir(name, like.st_mode & 0o777, dir_fd=parent_fd)
+        finally:
+            os.umask(before)
+        made = os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
+        if made.st_gid != like.st_gid:
+            try:
+                os.chown(name, -1, like.st_gid, dir_fd=parent_fd, follow_symlinks=False)
+            except OSError:
+                pass  # not one of our groups: the folder is as Nova's own user would have made it
+
+    def find(self, base):
+        """Return the stat result of a final, or None.
+
+        Raises:
+            Failure: ``foreign``, when it is no regular file.
+        """
+        if not BASE_NAME.fullmatch(base):
+            raise Failure("protocol", "not a base file's name")
+        if self.cache_fd is None:
+            return None
+        try:
+            status = os.stat(base, dir_fd=self.cache_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        if not stat.S_ISREG(status.st_mode):
+            raise Failure(
+                "foreign", "%s/%s is no regular file; it was left alone" % (self.path, base)
+            )
+        return status
+
+    def guard(self):
+        """Refuse back ends that must not have a cache: frames are sent ahead, so the controller may not know yet."""
+        reason = NO_CACHE.get(self.values["images_type"])
+        if reason:
+            raise Failure("backend", "images_type is %s: %s" % (self.values["images_type"], reason))
+
+    def lock(self, base, wait_s, create=True, check=None):
+        """Take Nova's lock on a base file; return its descriptor, or None where there is no locking.
+
+        Closing the descriptor releases it. Nova deletes lock files without holding them: so a lock counts
+        only while its file is still the one at its path.
+        """
+        if self.locks_fd is None:
+            self.locks_fd = self.folder(self.instances_fd, "locks", create)
+        name = "nova-" + base
+        deadline = time.monotonic() + wait_s
+        while self.locks_fd is not None:
+            fd = self._lock_file(name, create)
+            if fd is None:
+                return None
+            try:
+                fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_at(fd, name, self.locks_fd):
+                    return fd
+            except OSError as error:
+                if error.errno in _NO_LOCKS:
+                    os.close(fd)
+                    return None
+                if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    os.close(fd)
+                    raise os_failure(error, "cannot lock locks/" + name)
+            os.close(fd)
+            if time.monotonic() >= deadline:
+                raise Failure(
+                    "busy",
+                    "Nova, or another tool, holds %s/locks/%s" % (self.instances_path, name),
+                    waited_s=wait_s,
+                )
+            time.sleep(0.05)
+            if check:
+                check()
+        return None
+
+    def _lock_file(self, name, create):
+        """Open a lock file, made so that Nova's user can open it too, whoever we are."""
+        flags = os.O_RDWR | os.O_NOFOLLOW
+        try:
+            try:
+                return os.open(name, flags, dir_fd=self.locks_fd)
+            except FileNotFoundError:
+                if not create:
+                    return None
+            return self._new_lock_file(name, flags | os.O_CREAT)
+        except OSError as error:
+            raise os_failure(
+                error, "cannot open %s/locks/%s" % (self.instances_path, name), self.locks_fd
+            )
+
+    def _new_lock_file(self, name, flags):
+        like = os.fstat(self.locks_fd)
+        mine = os.geteuid() == like.st_uid
+        before = os.umask(0)
+        try:
+            fd = os.open(name, flags, 0o644 if mine else 0o666, dir_fd=self.locks_fd)
+        finally:
+            os.umask(before)
+        if not mine and os.fstat(fd).st_uid == os.geteuid():
+            try:
+                os.fchown(fd, -1, like.st_gid)
+                os.fchmod(fd, 0o664)
+            except OSError:
+                pass  # not our group: it stays open to all, or Nova could not boot this image any more
+        return fd
+
+    def read_manifest(self, base):
+        """Return the manifest of a base file as a dict, or None when there is none, or a damaged one."""
+        try:
+            fd = os.open(
+                base + ".json", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self.own_fd
+            )
+            with open(fd, "rb") as file:
+                manifest = json.loads(file.read(65536).decode("utf-8"))
+            if (
+                manifest["version"] == 1
+                and manifest["base"] == base
+                and manifest["stored"]["size"] >= 0
+            ):
+                return manifest
+        except (OSError, ValueError, TypeError, KeyError):
+            pass
+        return None
+
+    def write_manifest(self, manifest):
+        """Replace a manifest: at every instant, also after a power cut, the old or the new one is there."""
+        name = manifest["base"] + ".json"
+        fd = os.open(
+            name + ".new",
+            os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW,
+            0o644,
+            dir_fd=self.own_fd,
+        )
+        try:
+            os.fchmod(fd, 0o644)
+            os.write(fd, json.dumps(manifest, indent=1, sort_keys=True).encode("ascii") + b"\n")
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(name + ".new", name, src_dir_fd=self.own_fd, dst_dir_fd=self.own_fd)
+
+    def touch(self, base, sizes, dry, wait_s=_LOCK_WAIT_S):
+        """Renew a final; return what ``touch`` answers."""
+        if self.find(base) is None:
+            return {"state": "absent"}
+        lock_fd = self.lock(base, wait_s, create=not dry)
+        try:
+            status = self.find(base)
+            if status is None:
+                return {"state": "absent"}
+            if status.st_size not in sizes if sizes else not status.st_size:
+                raise Failure(
+                    "damaged",
+                    "%s/%s has %d bytes, which the whole image cannot have"
+                    % (self.path, base, status.st_size),
+                    size=status.st_size,
+                )
+            reason = "dry run" if dry else self._renew(base, status)
+        finally:
+            if lock_fd is not None:
+                os.close(lock_fd)
+        manifest = self.read_manifest(base) if self.own_fd is not None else None
+        managed = manifest is not None and manifest["stored"]["size"] == status.st_size
+        if managed and reason is None:
+            manifest["touched_at"] = utc_now()
+            try:
+                self.write_manifest(manifest)
+            except OSError as error:
+                reason = "renewed, but not its manifest: %s" % error.strerror
+        touched = not dry and (reason is None or reason.startswith("renewed"))
+        return {
+            "state": "existing",
+            "size": status.st_size,
+            "mtime": status.st_mtime,
+            "touched": touched,
+            "managed": managed,
+            "reason": reason,
+        }
+
+    def _renew(self, base, status):
+        """Set a final's times to now; return None, or why that was not possible."""
+        effective = os.geteuid()
+        try:
+            if os.getuid() == 0:
+                os.seteuid(0)  # libvirt gives files in use to its own user
+            os.utime(base, dir_fd=self.cache_fd, follow_symlinks=False)
+        except PermissionError:
+            return "it belongs to user {owner}; Nova itself renews images in use".format(
+                **owner_and_mode(status)
+            )
+        finally:
+            if os.getuid() == 0:
+                os.seteuid(effective)
+        return None
+
+
+def _is_at(fd, name, dir_fd):
+    """Whether the open file is still the one at that name."""
+    try:
+        there = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(there, os.fstat(fd))
+
+
+def utc_now():
+    """Return the host's time as manifests hold it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def order_open(session, order):
+    """Read the settings and open the cache."""
+    session.cache = None
+    try:
+        values, origins = conf.effective(order["settings"])
+        session.cache = cache = Cache(values)
+    except Failure as failure:
+        session.open_failure = failure
+        raise
+    result = dict(values, instances_path=cache.instances_path, cache_path=cache.path)
+    result.update({"from": origins, "cache_exists": cache.cache_fd is not None})
+    del result["cache_subdirectory"]
+    return result
+
+
+def opened(session):
+    """Return the cache that ``open`` opened; an order sent ahead of a failed ``open`` fails as that did."""
+    if session.cache is None:
+        raise session.open_failure or Failure("protocol", "the cache was not opened")
+    session.cache.guard()
+    return session.cache
+
+
+def order_touch(session, order):
+    """Renew one final."""
+    return opened(session).touch(order["base"], order["sizes"], order["dry"])

@@ -1,0 +1,211 @@
+"""Reads the settings that matter here from nova.conf, as nova-compute would.
+
+Source: oslo.config ``iniparser.py``, ``cfg.py`` (``find_config_files``, ``_Namespace``, ``_substitute``);
+nova ``conf/libvirt.py``, ``conf/imagecache.py``, ``conf/compute.py``, ``conf/paths.py``.
+"""
+
+import os
+
+from .core import Failure, user_name
+
+#: setting -> (its names, newest first; default). A later file wins, then a newer name.
+OPTIONS = {
+    "instances_path": ((("DEFAULT", "instances_path"),), "$state_path/instances"),
+    "state_path": ((("DEFAULT", "state_path"),), "/var/lib/nova"),
+    "cache_subdirectory": (
+        (("image_cache", "subdirectory_name"), ("DEFAULT", "image_cache_subdirectory_name")),
+        "_base",
+    ),
+    "force_raw_images": ((("DEFAULT", "force_raw_images"),), "true"),
+    "use_cow_images": ((("DEFAULT", "use_cow_images"),), "true"),
+    "images_type": ((("libvirt", "images_type"),), "default"),
+}
+_BOOLEANS = {
+    "true": True,
+    "1": True,
+    "on": True,
+    "yes": True,
+    "false": False,
+    "0": False,
+    "off": False,
+    "no": False,
+}
+_NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.")
+
+
+def find_files():
+    """Return the paths that nova-compute reads when its command line names none; later ones win."""
+    home = os.path.expanduser("~nova")
+    if home.startswith("~"):
+        home = os.path.expanduser("~")
+    folders = (os.path.join(home, ".nova"), home, "/etc/nova", "/etc")
+    found = []
+    for extension in (".conf", ".conf.d"):
+        for program in ("nova", "nova-compute"):
+            paths = [os.path.join(folder, program + extension) for folder in folders]
+            found.extend([path for path in paths if os.path.exists(path)][:1])
+    return found
+
+
+def expand(paths):
+    """Return ``paths`` with each folder replaced by its ``*.conf``, sorted."""
+    for path in paths:
+        if os.path.isdir(path):
+            for name in sorted(os.listdir(path)):
+                if name.endswith(".conf") and not name.startswith("."):
+                    yield os.path.join(path, name)
+        else:
+            yield path
+
+
+class Conf:
+    """What the configuration files say; section -> option -> (value, path), newest file first."""
+
+    def __init__(self, paths):
+        self.files = []
+        for path in expand(paths):
+            try:
+                with open(path, encoding="utf-8", errors="surrogateescape") as lines:
+                    self.files.insert(0, (path, parse(path, lines)))
+            except OSError as error:
+                raise Failure(
+                    "config",
+                    "cannot read %s as user %s: %s; give instances_path, cache_subdirectory, force_raw_images "
+                    "and images_type in the inventory, or log in as a user that may read it"
+                    % (path, user_name(), error.strerror),
+                    path=path,
+                )
+
+    def lookup(self, names):
+        """Return (value, path) of the first of ``names`` in the newest file that has one, else None."""
+        for path, sections in self.files:
+            for section, option in names:
+                value = sections.get(section, {}).get(option)
+                if value is not None:
+                    return value, path
+        return None
+
+    def get(self, setting):
+        """Return (value with its variables replaced, path or ``default``)."""
+        names, default = OPTIONS[setting]
+        value, path = self.lookup(names) or (default, "default")
+        return self.substitute(value, names[0][0], setting, 0), path
+
+    def substitute(self, value, section, setting, depth):
+        """Replace ``$name``, ``${name}`` and ``$section.name``; ``$$`` and backslash-dollar are a dollar."""
+        parts = value.replace("\\$", "$$").split("$")
+        done, index = [parts[0]], 1
+        while index < len(parts):
+            part = parts[index]
+            index += 1
+            if not part and index < len(parts):
+                done.append("$" + parts[index])
+                index += 1
+                continue
+            braced = part.startswith("{") and "}" in part
+            name = part[1 : part.index("}")] if braced else _leading_name(part)
+            rest = part[len(name) + 2 :] if braced else part[len(name) :]
+            done.append((self._variable(name, section, setting, depth) if name else "$") + rest)
+        return "".join(done)
+
+    def _variable(self, name, section, setting, depth):
+        group, dot, option = name.partition(".")
+        names = (
+            ((group if group == "DEFAULT" else group.lower(), option),)
+            if dot
+            else ((section, name), ("DEFAULT", name))
+        )
+        found = self.lookup(names)
+        if found is None and option in OPTIONS or name in OPTIONS:
+            found = found or (OPTIONS[name][1], "default")
+        if found is None or depth > 10:
+            raise Failure(
+                "config",
+                "nova.conf's %s uses $%s, which no configuration file sets; give %s in the inventory"
+                % (setting, name, setting),
+            )
+        return self.substitute(found[0], section, setting, depth + 1)
+
+
+def _leading_name(text):
+    length = 0
+    while length < len(text) and text[length] in _NAME:
+        length += 1
+    return text[:length].rstrip(".")
+
+
+def parse(path, lines):
+    """Return section -> option -> last value of one file."""
+    sections, options, key = {}, None, None
+    for number, line in enumerate(lines, 1):
+        if line[0] in "#;\n":
+            key = None
+            continue
+        text = line.rstrip()
+        if not text:
+            key = None
+        elif line[0] in " \t":
+            if key is None:
+                _refuse(path, number, "a continuation line continues nothing")
+            options[key] += "\n" + text.lstrip()
+        elif text[0] == "[":
+            if not text.endswith("]") or len(text) < 3:
+                _refuse(path, number, "a section must look like [name]")
+            name = text[1:-1]
+            options, key = (
+                sections.setdefault(name if name == "DEFAULT" else name.lower(), {}),
+                None,
+            )
+        else:
+            key, value = _split(path, number, text)
+            if options is None:
+                _refuse(path, number, "an option stands before the first [section]")
+            options[key] = value
+    return sections
+
+
+def _split(path, number, text):
+    places = [place for place in (text.find("="), text.find(":")) if place >= 0]
+    if not places or not text[: min(places)].strip():
+        _refuse(path, number, "not of the form name = value")
+    value = text[min(places) + 1 :].strip()
+    if value and value[0] == value[-1] and value[0] in "\"'":
+        value = value[1:-1]
+    return text[: min(places)].strip(), value
+
+
+def _refuse(path, number, reason):
+    raise Failure(
+        "config", "%s:%d: %s; nova-compute would refuse it too" % (path, number, reason), path=path
+    )
+
+
+def _boolean(setting, value, origin):
+    try:
+        return _BOOLEANS[value.strip().lower()]
+    except KeyError:
+        raise Failure(
+            "config", "%s: %s must be true or false, not %r" % (origin, setting, value[:60])
+        )
+
+
+def effective(settings):
+    """Return (values, origins): what the inventory gives, else nova.conf, else Nova's default.
+
+    nova.conf is not even opened when the inventory gives everything.
+    """
+    wanted = ("instances_path", "cache_subdirectory", "force_raw_images", "images_type")
+    values = {name: settings.get(name) for name in wanted}
+    origins = {name: "inventory" for name in wanted}
+    missing = [name for name in wanted if values[name] is None]
+    conf = None
+    if missing or values["images_type"] == "default":
+        conf = Conf(settings.get("nova_conf") or find_files())
+    for name in missing:
+        values[name], origins[name] = conf.get(name)
+        if name == "force_raw_images":
+            values[name] = _boolean(name, values[name], origins[name])
+    if values["images_type"] == "default":
+        value, origin = conf.get("use_cow_images")
+        values["images_type"] = "qcow2" if _boolean("use_cow_images", value, origin) else "flat"
+    return values, origins

@@ -1,0 +1,343 @@
+"""Gets an image's bytes over HTTP: counted, written and hashed in one pass.
+
+Nothing is repeated here: what may be repeated is raised as ``Retry``. No redirect is followed, no proxy used.
+"""
+
+import http.client
+import socket
+import time
+from urllib.parse import urlsplit
+
+from .core import Failure
+
+#: How long to look for a surplus byte when the server did not say where the body ends.
+_SURPLUS_S = 2.0
+_BUSY_STATUSES = (408, 425, 429)
+
+
+class Retry(Exception):
+    """The attempt failed in a way that another may not."""
+
+    def __init__(self, code, message, after_s=None):
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.after_s = after_s
+
+
+class Download:
+    """One image from the image service."""
+
+    def __init__(self, source, limits, sink, watch):
+        self.source = source
+        self.limits = limits
+        self.sink = sink
+        self.watch = watch
+        url = urlsplit(source["url"])
+        if (
+            url.scheme not in ("http", "https")
+            or not url.hostname
+            or "@" in url.netloc
+            or not _plain(source["url"])
+        ):
+            raise Failure(
+                "unreachable",
+                "the image service's URL must be http:// or https:// with a plain host",
+            )
+        self.url = url
+        self.target = (url.path or "/") + ("?" + url.query if url.query else "")
+        self.place = "%s://%s" % (url.scheme, url.netloc)
+
+    def attempt(self):
+        """Fetch what is missing.
+
+        Raises:
+            Retry, Failure: see the module.
+        """
+        connection = self._connect()
+        try:
+            self._fetch(connection)
+        except Retry:
+            self.watch.check()
+            raise
+        finally:
+            self.watch.call_on_stop_end()
+            connection.close()
+
+    def _fetch(self, connection):
+        offset = self.sink.count
+        response = self._ask(connection, offset)
+        if offset and not _serves_range(response, offset, self.sink.size):
+            status = response.status
+            if status in (200, 206, 400, 416):
+                self.sink.restart()
+            if status in (206, 400, 416):
+                connection.close()
+                connection.timeout = self.limits["connect_s"]
+                self._open(connection)
+                response = self._ask(connection, 0)
+        self._judge(response)
+        length = self._length(response)
+        try:
+            self._read_body(response, length is None)
+        except socket.timeout:
+            raise Retry("stall", "no byte from %s for %g s" % (self.place, self.limits["stall_s"]))
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise Retry("download", "the connection to %s broke: %s" % (self.place, _reason(error)))
+        if self.sink.count < self.sink.size:
+            raise Retry(
+                "download",
+                "the body ended after %d of %d bytes" % (self.sink.count, self.sink.size),
+            )
+
+    # ---- connecting
+
+    def _connect(self):
+        wait_s = self.limits["connect_s"]
+        if self.url.scheme == "https":
+            connection = http.client.HTTPSConnection(
+                self.url.hostname, self.url.port, timeout=wait_s, context=self._tls_context()
+            )
+        else:
+            connection = http.client.HTTPConnection(
+                self.url.hostname, self.url.port, timeout=wait_s
+            )
+        self._open(connection)
+        return connection
+
+    def _tls_context(self):
+        import ssl
+
+        try:
+            context = ssl.create_default_context(cadata=self.source["ca_pem"])
+        except (ssl.SSLError, ValueError) as error:
+            raise Failure(
+                "tls",
+                "the CA certificates given for the image service cannot be used: %s"
+                % _reason(error),
+            )
+        context.options |= ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1
+        if self.source["insecure"]:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+    def _open(self, connection):
+        try:
+            connection.connect()
+            connection.sock.settimeout(self.limits["stall_s"])
+        except (OSError, ValueError) as error:
+            connection.close()
+            if _is_distrust(error):
+                raise Failure("tls", "no trust in %s: %s" % (self.place, _reason(error)))
+            raise Retry("unreachable", "cannot connect to %s: %s" % (self.place, _reason(error)))
+        taken = connection.sock
+        self.watch.call_on_stop(lambda: _shut(taken))
+
+    def _ask(self, connection, offset):
+        headers = {"User-Agent": "imgcache", "Accept": "application/octet-stream, */*"}
+        if self.source["token"] is not None:
+            if not _plain(self.source["token"]):
+                raise Failure("auth", "the token holds characters that no token has")
+            headers["X-Auth-Token"] = self.source["token"]
+        if offset:
+            headers["Range"] = "bytes=%d-" % offset
+        try:
+            connection.request("GET", self.target, headers=headers)
+            return connection.getresponse()
+        except socket.timeout:
+            raise Retry(
+                "stall", "no answer from %s within %g s" % (self.place, self.limits["stall_s"])
+            )
+        except (OSError, http.client.HTTPException) as error:
+            raise Retry("download", "no answer from %s: %s" % (self.place, _reason(error)))
+
+    # ---- the answer
+
+    def _judge(self, response):
+        status = response.status
+        if status in (200, 206):
+            if response.getheader("Content-Encoding", "identity") != "identity":
+                raise Failure("download", "%s sends the image encoded, unasked" % self.place)
+            return
+        fields = {"status": status}
+        said = "%s answered %d" % (self.place, status)
+        if status == 204:
+            raise Failure("nodata", said + ": the image has no data", **fields)
+        if status == 401:
+            raise Retry("auth", said + ": it does not accept the token")
+        if status == 403:
+            raise Failure(
+                "forbidden",
+                said + ": downloading is forbidden, or the image is deactivated",
+                **fields,
+            )
+        if status in (404, 410):
+            raise Failure(
+                "gone", said + ": the image is gone, or not visible with this token", **fields
+            )
+        if 300 <= status < 400:
+            target = urlsplit(response.getheader("Location") or "")
+            shown = ascii("%s://%s" % (target.scheme, target.netloc.rpartition("@")[2]))[:200]
+            raise Failure(
+                "redirect",
+                "%s and points to %s; redirects are not followed" % (said, shown),
+                **fields,
+            )
+        if status in _BUSY_STATUSES or status >= 500:
+            raise Retry("download", said, _retry_after(response.getheader("Retry-After")))
+        raise Failure("download", said, **fields)
+
+    def _length(self, response):
+        expected = self.sink.size - self.sink.count
+        if response.status == 206 and not self.sink.count:
+            raise Failure("download", "%s sends a part, unasked" % self.place)
+        length = response.length
+        if length is None or response.chunked:
+            return None
+        if length > expected:
+            raise Failure(
+                "size",
+                "%s announces %d bytes, the image has %d more" % (self.place, length, expected),
+                size=length,
+            )
+        if length < expected:
+            raise Retry(
+                "download",
+                "%s announces %d bytes, the image has %d more" % (self.place, length, expected),
+            )
+        return length
+
+    def _read_body(self, response, endless):
+        """Read until the size is reached, and, when the body's length was not announced, one byte on."""
+        pace = _Pace(self.limits)
+        sink = self.sink
+        while sink.count < sink.size:
+            owner = sink.buffer()
+            view = memoryview(owner)
+            filled, error = 0, None
+            while filled < len(view) and sink.count + filled < sink.size and error is None:
+                want = min(len(view) - filled, sink.size - sink.count - filled + endless)
+                try:
+                    got = pace.timed(_read_some, response, view[filled : filled + want])
+                    if not got:
+                        break
+                except (OSError, ValueError, http.client.HTTPException, Retry) as caught:
+                    error = caught
+                else:
+                    filled += got
+                    self.watch.tell("download", sink.count + filled, sink.size)
+            if filled:
+                sink.write(view[:filled], owner)
+            else:
+                sink.give_back(owner)
+            if error is not None:
+                raise error
+            if not filled:
+                return
+        if endless:
+            self._refuse_surplus(response)
+
+    def _refuse_surplus(self, response):
+        try:
+            raw = response.fp.raw._sock if response.fp else None
+            if raw is not None:
+                raw.settimeout(_SURPLUS_S)
+            surplus = _read_some(response, memoryview(bytearray(1)))
+        except (OSError, ValueError, AttributeError, http.client.HTTPException):
+            return  # all bytes are here; whether they are the right ones the digest tells
+        if surplus:
+            self.sink.write(b"x")  # one more than the image has: fails
+
+
+class _Pace:
+    """Watches the least rate over a sliding window of the time spent waiting for bytes."""
+
+    def __init__(self, limits):
+        self.window_s = limits["min_rate_window_s"]
+        self.least = limits["min_rate"] * self.window_s
+        self.waited_s = 0.0
+        self.bytes = 0
+        self.marks = [(0.0, 0)]
+
+    def timed(self, read, *args):
+        """Call ``read`` and account for it; raise ``Retry`` when too little came within the window."""
+        before = time.monotonic()
+        got = read(*args)
+        self.waited_s += time.monotonic() - before
+        self.bytes += got
+        if self.waited_s - self.marks[-1][0] >= self.window_s / 16:
+            self.marks.append((self.waited_s, self.bytes))
+            while self.waited_s - self.marks[1][0] >= self.window_s:
+                self.marks.pop(0)
+            since, count = self.marks[0]
+            if self.waited_s - since >= self.window_s and self.bytes - count < self.least:
+                raise Retry(
+                    "stall", "only %d bytes in %g s" % (self.bytes - count, self.waited_s - since)
+                )
+        return got
+
+
+def _read_some(response, view):
+    """Read what is there, at least a byte, at most ``view``; 0 at the end.
+
+    Past the headers a body of announced or endless length is the bare connection: read it without a copy.
+    """
+    if response.chunked:
+        data = response.read1(len(view))
+        view[: len(data)] = data
+        return len(data)
+    return response.fp.readinto1(view) if response.fp else 0
+
+
+def _serves_range(response, offset, size):
+    if response.status != 206:
+        return False
+    said = response.getheader("Content-Range", "")
+    return said in (
+        "bytes %d-%d/%d" % (offset, size - 1, size),
+        "bytes %d-%d/*" % (offset, size - 1),
+    )
+
+
+def _retry_after(text):
+    """Return what Retry-After asks for in seconds, uncapped, possibly negative; None when it makes no sense."""
+    if not text:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        from email.utils import mktime_tz, parsedate_tz
+
+        try:
+            seconds = mktime_tz(parsedate_tz(text)) - time.time()
+        except (TypeError, ValueError, OverflowError):
+            return None
+    return max(-1e9, min(1e9, seconds)) if seconds == seconds else None
+
+
+def _plain(text):
+    return all("!" <= char <= "~" for char in text)
+
+
+def _is_distrust(error):
+    """Whether a failed handshake is about trust or protocol, not about a broken connection."""
+    import ssl
+
+    if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)):
+        return False
+    return isinstance(error, (ssl.SSLError, ssl.CertificateError)) and not isinstance(
+        error, socket.timeout
+    )
+
+
+def _reason(error):
+    return str(getattr(error, "strerror", None) or error or type(error).__name__)[:300]
+
+
+def _shut(sock):
+    """Wake whoever waits for bytes. The plain socket's method: TLS's own would wait for the peer."""
+    try:
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+    except OSError:
+        pass

@@ -1,0 +1,388 @@
+"""Brings one image into the cache: stage, verify, judge, convert, publish.
+
+Nothing parses bytes that were not verified; at every instant the final is absent, or complete and durable.
+Source: nova ``virt/images.py`` (``fetch_to_raw``).
+"""
+
+import os
+import random
+import time
+
+from . import cache as caches
+from . import formats, qemu
+from .core import Failure, os_failure
+from .download import Download, Retry
+from .staging import Sink, Staging, hash_sparse, live_staging, new_digest
+from .watch import watch as watch_of
+
+_RESERVE_BYTES = 10 << 30
+
+
+class Fetch:
+    """One order ``fetch``, from its checks to its manifest."""
+
+    def __init__(self, session, order):
+        self.session = session
+        self.order = order
+        self.watch = session.watch
+        self.cache = session.cache
+        self.base = order["base"]
+        self.image = order["image"]
+        self.limits = order["limits"]
+        self.size = self.image["size"]
+        self.received = 0
+        self.confirmed = False
+        self.stagings = []
+
+    def run(self):
+        """Return what ``fetch`` answers."""
+        try:
+            self.check_order()
+            self.cache.open_folders(create=True)
+            found = self.existing() or self.claim()
+            if found:
+                return found
+            self.check_space(self.size + self.converted_size(self.image["virtual_size"]))
+            original = self.stagings[0]
+            self.bring(original)
+            virtual_size = self.judge(original)
+            final, stored_format = original, self.image["disk_format"]
+            if self.converts():
+                final, stored_format = self.convert(original, virtual_size), "raw"
+            elif self.image["disk_format"] in formats.RAW_FAMILY:
+                stored_format = "raw"
+            return self.finish(final, stored_format)
+        finally:
+            for staging in self.stagings:
+                staging.close()
+
+    # ---- before a byte is fetched
+
+    def check_order(self):
+        """Refuse an order that cannot be right."""
+        if name_of(self.image["id"]) != self.base:
+            raise Failure("protocol", "the base file's name does not belong to the image's id")
+        if self.size <= 0:
+            raise Failure("nodata", "the image has no data")
+        if self.image["disk_format"] not in formats.ALLOWED:
+            raise Failure(
+                "format",
+                "the disk format %s cannot be cached" % ascii(self.image["disk_format"])[:40],
+            )
+        self.qemu = qemu.find()
+        if self.qemu is None and self.image["disk_format"] not in formats.RAW_FAMILY:
+            raise Failure(
+                "qemu",
+                "this host has no qemu-img, which %s images need" % self.image["disk_format"],
+            )
+
+    def converts(self):
+        """Whether the original must become raw."""
+        return (
+            self.cache.values["force_raw_images"]
+            and self.image["disk_format"] not in formats.RAW_FAMILY
+        )
+
+    def converted_size(self, virtual_size):
+        """Return how much room the converted file may need; the image's size when nothing better is known."""
+        return (virtual_size or self.size) if self.converts() else 0
+
+    def existing(self):
+        """Return the answer for a final that is there already, renewed; else None."""
+        touched = self.cache.touch(self.base, [], False, self.limits["lock_wait_s"])
+        return (
+            self.answer_existing(touched["size"], touched["reason"])
+            if touched["state"] == "existing"
+            else None
+        )
+
+    def answer_existing(self, size, reason):
+        """Return the answer ``existing``."""
+        return {
+            "state": "existing",
+            "size": size,
+            "stored_format": None,
+            "bytes_fetched": self.received,
+            "confirmed": False,
+            "reason": reason,
+        }
+
+    def claim(self):
+        """Be the only one of ours that fetches this image here, or return the answer another's work gives."""
+        deadline = time.monotonic() + self.limits["lock_wait_s"]
+        while True:
+            self.watch.tell("lock", 0, 1)
+            staging = Staging(self.cache, self.base, self.watch)
+            if not live_staging(self.cache, self.base, (staging.name,)):
+                self.stagings.append(staging)
+                return self.existing()  # another run may have published just now
+            staging.close()
+            self.watch.check()
+            if time.monotonic() > deadline:
+                raise Failure("busy", "another run of imgcache is fetching this image to this host")
+            time.sleep(random.uniform(0.2, 0.6))
+            found = self.existing()
+            if found:
+                return found
+
+    def check_space(self, need):
+        """Refuse what would not leave the reserve free."""
+        room = os.fstatvfs(self.cache.own_fd)
+        have = room.f_bavail * room.f_frsize
+        reserve = self.limits["reserve"]
+        if reserve is None:
+            reserve = max(room.f_blocks * room.f_frsize // 20, _RESERVE_BYTES)
+        if need + reserve > have:
+            message = "%d bytes are needed in %s, beside a reserve of %d; %d are free" % (
+                need,
+                self.cache.path,
+                reserve,
+                have,
+            )
+            raise Failure("space", message, need=need, have=have, reserve=reserve)
+        if room.f_files and room.f_favail < 4:
+            raise Failure("inodes", "no inodes are left in " + self.cache.path)
+
+    # ---- the bytes
+
+    def bring(self, staging):
+        """Get the original bytes, all of them and the right ones."""
+        digest = self.image["digest"]
+        sink = Sink(staging.fd, self.cache.own_fd, self.size, digest["algo"])
+        try:
+            if self.order["source"]["kind"] == "push":
+                self.take_push(sink)
+                if sink.hexdigest() != digest["value"].lower():
+                    raise Failure("digest", "the bytes do not have the image's %s" % digest["algo"])
+            else:
+                self.download(sink, digest)
+        finally:
+            self.received = sink.received
+            sink.close()
+
+    def take_push(self, sink):
+        """Take the bytes that the controller sends."""
+        self.session.answer(self.order, "ready", offset=0)
+        while True:
+            self.watch.tell("download", sink.count, sink.size)
+            frame = self.watch.next_answer()
+            if frame["op"] != "data":
+                continue
+            if not frame["size"]:
+                break
+            sink.write(memoryview(frame["raw"]))
+        if sink.count != sink.size:
+            raise Failure("source", "%d bytes came, the image has %d" % (sink.count, sink.size))
+
+    def download(self, sink, digest):
+        """Get the bytes from the image service, as often as the controller wants it tried."""
+        source = self.order["source"]
+        mismatches = 0
+        while True:
+            try:
+                Download(source, self.limits, sink, self.watch).attempt()
+                if sink.hexdigest() == digest["value"].lower():
+                    source["token"] = None
+                    return
+                mismatches += 1
+                message = "the bytes do not have the image's %s" % digest["algo"]
+                sink.restart()
+                if mismatches > 1:
+                    raise Failure("digest", message + ", twice")
+                raise Retry("digest", message)
+            except Retry as retry:
+                self.session.answer(
+                    self.order,
+                    "retry",
+                    code=retry.code,
+                    message=retry.message,
+                    after_s=retry.after_s,
+                    offset=sink.count,
+                    bytes_fetched=sink.received,
+                )
+            again = self.watch.next_answer(pause=True)
+            if again.get("token") is not None:
+                source["token"] = again["token"]
+
+    # ---- judging and converting
+
+    def judge(self, staging):
+        """Inspect the verified bytes, by ourselves and with qemu-img; return the virtual size."""
+        declared = self.image["disk_format"]
+        self.watch.tell("inspect", 0, 1)
+        _, virtual_size = formats.inspect(staging.fd, self.size, declared)
+        self.check_virtual_size(virtual_size)
+        if self.qemu:
+            answer = qemu.info(self.qemu, staging.path, self.watch)
+            qemu.check(answer, "raw" if declared in formats.RAW_FAMILY else declared)
+            virtual_size = answer["virtual-size"]
+            self.check_virtual_size(virtual_size)
+            self.confirmed = True
+        return virtual_size
+
+    def check_virtual_size(self, virtual_size):
+        """Refuse a disk beyond the operator's limit."""
+        limit = self.limits["max_virtual_size"]
+        if not 0 < virtual_size <= limit:
+            message = "its virtual size of %d bytes is not within the limit of %d" % (
+                virtual_size,
+                limit,
+            )
+            raise Failure("size", message, size=virtual_size)
+
+    def convert(self, original, virtual_size):
+        """Return a new staging file with the raw form of ``original``, which is removed."""
+        declared = self.image["disk_format"]
+        self.check_space(virtual_size)
+        staging = Staging(self.cache, self.base, self.watch)
+        self.stagings.append(staging)
+        self.watch.tell("convert", 0, virtual_size)
+        try:
+            qemu.convert(
+                self.qemu,
+                original.path,
+                declared,
+                staging.path,
+                staging.fd,
+                virtual_size,
+                self.watch,
+            )
+        except Failure:
+            self.check_space_left(virtual_size, staging)
+            raise
+        status = os.fstat(staging.fd)
+        if status.st_size != virtual_size or not status.st_nlink:
+            raise Failure(
+                "qemu",
+                "the conversion gave %d bytes instead of %d" % (status.st_size, virtual_size),
+            )
+        original.close()
+        qemu.check(qemu.info(self.qemu, staging.path, self.watch), "raw")
+        return staging
+
+    def check_space_left(self, virtual_size, staging):
+        """Say ``space`` when that is why a conversion failed."""
+        room = os.fstatvfs(self.cache.own_fd)
+        have = room.f_bavail * room.f_frsize
+        need = virtual_size - os.fstat(staging.fd).st_blocks * 512
+        if have < min(need, 1 << 20):
+            raise Failure(
+                "space",
+                "the disk of %s filled up while converting" % self.cache.path,
+                need=need,
+                have=have,
+            )
+
+    # ---- publishing
+
+    def finish(self, staging, stored_format):
+        """Make the staging file the final, and write its manifest."""
+        self.watch.tell("publish", 0, 1)
+        size = os.fstat(staging.fd).st_size
+        self.dress(staging)
+        if not self.publish(staging):
+            found = self.cache.find(self.base)
+            return self.answer_existing(
+                found.st_size if found else 0, "it appeared while ours was being fetched"
+            )
+        reason = self.describe(staging, stored_format, size)
+        return {
+            "state": "cached",
+            "size": size,
+            "stored_format": stored_format,
+            "bytes_fetched": self.received,
+            "confirmed": self.confirmed,
+            "reason": reason,
+        }
+
+    def dress(self, staging):
+        """Give the file the owner, mode and age that Nova would have given it, and make it durable."""
+        owner = os.fstat(self.cache.cache_fd)
+        mine = os.fstat(staging.fd)
+        try:
+            if (mine.st_uid, mine.st_gid) != (owner.st_uid, owner.st_gid):
+                try:
+                    os.fchown(staging.fd, owner.st_uid, owner.st_gid)
+                except PermissionError:
+                    pass  # we are neither root nor Nova's user: readable for all it is anyway
+            os.fchmod(staging.fd, 0o644)
+            os.utime(staging.fd)
+            os.fsync(staging.fd)
+        except OSError as error:
+            raise os_failure(error, "cannot make the image durable", self.cache.own_fd)
+
+    def publish(self, staging):
+        """Give the file its final name; False when that exists. Under Nova's lock, and never overwriting."""
+        self.watch.tell("lock", 0, 1)
+        lock_fd = self.cache.lock(self.base, self.limits["lock_wait_s"], check=self.watch.check)
+        try:
+            if self.cache.find(self.base) is not None or not staging.publish():
+                return False
+            staging.drop()
+            os.fsync(self.cache.cache_fd)
+        finally:
+            if lock_fd is not None:
+                os.close(lock_fd)
+        return True
+
+    def describe(self, staging, stored_format, size):
+        """Write the manifest; return None, or why there is none: the image is cached anyway."""
+        now = caches.utc_now()
+        digest = self.image["digest"]
+        algo, value = digest["algo"], digest["value"].lower()
+        manifest = {
+            "version": 1,
+            "image_id": self.image["id"],
+            "image_name": self.image["name"],
+            "base": self.base,
+            "digest": {"algo": algo, "value": value, "weak": algo in ("md5", "sha1")},
+            "stored": {"algo": algo, "value": value, "size": size, "format": stored_format},
+            "disk_format": self.image["disk_format"],
+            "source": self.order["source"]["kind"],
+            "tool": self.order["tool"],
+            "run": self.order["run"],
+            "cached_at": now,
+            "touched_at": now,
+            "verified_at": now,
+            "pin": None,
+        }
+        try:
+            if self.converts():
+                stored = manifest["stored"]
+                stored["algo"] = "sha512" if manifest["digest"]["weak"] else algo
+                stored["value"] = None
+                self.cache.write_manifest(manifest)  # in case that hashing does not come to its end
+                stored["value"] = self.hash_stored(staging.fd, size, stored["algo"])
+            self.cache.write_manifest(manifest)
+        except (Failure, OSError) as error:
+            return "cached, but its manifest is incomplete: %s" % error
+        return None
+
+    def hash_stored(self, fd, size, algo):
+        """Return the digest of the published file, read through the descriptor it was written with."""
+        digest = new_digest(algo)
+        for done in hash_sparse(fd, size, digest):
+            self.watch.check()
+            self.watch.tell("hash", done, size)
+        return digest.hexdigest()
+
+
+def name_of(image_id):
+    """Return the name of an image's base file.
+
+    Source: nova ``virt/libvirt/imagecache.py`` (``get_cache_fname``).
+    """
+    digest = new_digest("sha1")
+    digest.update(image_id.encode("utf-8"))
+    return digest.hexdigest()
+
+
+def order_fetch(session, order):
+    """Bring one image into the cache."""
+    caches.opened(session)
+    watch = watch_of(session)
+    watch.begin(order["id"], order["limits"]["alive_s"])
+    try:
+        return Fetch(session, order).run()
+    finally:
+        watch.end()

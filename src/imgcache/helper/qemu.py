@@ -1,0 +1,214 @@
+"""Runs qemu-img within limits: hostile bytes may make it eat memory, time, disk or output.
+
+Source of the limits for ``info``: nova ``privsep/qemu.py`` (30 s of CPU, 2 GiB of address space).
+"""
+
+import ctypes
+import fcntl
+import json
+import os
+import resource
+import select
+import signal
+import subprocess
+import time
+
+from .core import Failure
+
+_INFO_CPU_S = 30
+_INFO_WALL_S = 60
+_INFO_MEMORY_BYTES = 2 << 30
+_OUTPUT_BYTES = 1 << 20
+#: Slower than this a conversion hangs.
+_CONVERT_BYTES_PER_S = 2 << 20
+_CONVERT_WALL_S = 600
+_MIB = 1 << 20
+_PR_SET_PDEATHSIG = 1
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def find():
+    """Return qemu-img's absolute path, or None."""
+    for folder in (os.environ.get("PATH", "") + ":" + _PATH).split(":"):
+        path = os.path.join(folder, "qemu-img")
+        if folder.startswith("/") and os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+    return None
+
+
+def version(program, watch):
+    """Return the version that qemu-img states, ``7.2.9`` say."""
+    output = _run([program, "--version"], watch, {}, _INFO_WALL_S)
+    words = output.decode("ascii", "replace").split()
+    return words[words.index("version") + 1] if "version" in words[:-1] else "unknown"
+
+
+def info(program, path, watch):
+    """Return what qemu-img says of a file, its format guessed by qemu-img: a dict with lower-case keys."""
+    limits = {
+        resource.RLIMIT_AS: _INFO_MEMORY_BYTES,
+        resource.RLIMIT_CPU: _INFO_CPU_S,
+        resource.RLIMIT_FSIZE: 0,
+    }
+    output = _run(
+        [program, "info", "--force-share", "--output=json", path], watch, limits, _INFO_WALL_S
+    )
+    try:
+        answer = json.loads(output.decode("utf-8"))
+        answer["format"], answer["virtual-size"] + 0
+    except (ValueError, TypeError, KeyError):
+        raise Failure("qemu", "qemu-img info printed something else than an image's description")
+    return answer
+
+
+def convert(program, source, source_format, target, target_fd, virtual_size, watch):
+    """Convert ``source`` to raw into the existing empty file ``target``, telling how far it is."""
+    limits = {resource.RLIMIT_FSIZE: (virtual_size + _MIB - 1) // _MIB * _MIB}
+    mode = "none" if _takes_direct_io(target_fd) else "writeback"
+    command = [
+        program,
+        "convert",
+        "-p",
+        "-t",
+        mode,
+        "-f",
+        source_format,
+        "-O",
+        "raw",
+        source,
+        target,
+    ]
+
+    def tell(output):
+        words = output[-200:].decode("ascii", "replace").replace(")", "(").split("(")
+        percents = [word[: -len("/100%")] for word in words if word.endswith("/100%")]
+        if percents:
+            try:
+                done = int(float(percents[-1]) / 100 * virtual_size)
+            except ValueError:
+                return
+            watch.tell("convert", min(done, virtual_size), virtual_size)
+
+    _run(command, watch, limits, _CONVERT_WALL_S + virtual_size / _CONVERT_BYTES_PER_S, tell)
+
+
+def check(answer, expected):
+    """Refuse what qemu-img says of a file unless it is a plain, whole image of the expected format."""
+    specific = answer.get("format-specific", {}).get("data", {})
+    if answer["format"] != expected:
+        reason = "qemu-img takes it for %s, not %s" % (ascii(answer["format"])[:40], expected)
+    elif "backing-filename" in answer or "full-backing-filename" in answer:
+        reason = "qemu-img sees a backing file"
+    elif "data-file" in specific or "data-file-raw" in specific and specific["data-file-raw"]:
+        reason = "qemu-img sees an external data file"
+    elif answer.get("encrypted"):
+        reason = "it is encrypted"
+    elif expected == "vmdk" and specific.get("create-type") not in (
+        "monolithicSparse",
+        "streamOptimized",
+    ):
+        reason = "its VMDK sub-format is not allowed"
+    else:
+        return
+    raise Failure("format", "the image was refused: " + reason)
+
+
+def _takes_direct_io(fd):
+    """Whether the file system takes O_DIRECT: asked of the open file, since closing another descriptor
+    of it would drop our lock."""
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT)
+    except OSError:
+        return False
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+    return True
+
+
+def _limiter(limits):
+    """Return what the child does before it becomes qemu-img; everything is looked up beforehand."""
+    prctl, setrlimit = ctypes.CDLL(None).prctl, resource.setrlimit
+    parent, getppid, getuid, geteuid = os.getpid(), os.getppid, os.getuid, os.geteuid
+    setresuid, getegid, setresgid, seteuid = os.setresuid, os.getegid, os.setresgid, os.seteuid
+    pairs = [(kind, (value, value)) for kind, value in limits.items()]
+    pairs.append((resource.RLIMIT_CORE, (0, 0)))
+
+    def limit():
+        if getuid() == 0 and geteuid() != 0:
+            user, group = geteuid(), getegid()
+            seteuid(0)
+            setresgid(group, group, group)
+            setresuid(user, user, user)
+        for kind, value in pairs:
+            setrlimit(kind, value)
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if getppid() != parent:
+            os._exit(1)
+
+    return limit
+
+
+def _run(command, watch, limits, wall_s, tell=None):
+    """Run a child in its own process group and return its standard output.
+
+    Raises:
+        Failure: ``qemu``, with how it ended and its last line; ``interrupted``.
+    """
+    child = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={"LC_ALL": "C", "PATH": _PATH},
+        cwd="/",
+        close_fds=True,
+        start_new_session=True,
+        preexec_fn=_limiter(limits),
+    )
+    watch.children.add(child.pid)
+    name = "qemu-img " + command[1]
+    try:
+        outputs = _collect(child, watch, name, time.monotonic() + wall_s, tell)
+    finally:
+        try:
+            os.killpg(child.pid, signal.SIGKILL)
+        except OSError:
+            pass
+        child.wait()
+        watch.children.discard(child.pid)
+        child.stdout.close()
+        child.stderr.close()
+    if child.returncode:
+        said = outputs[child.stderr].decode("utf-8", "replace").strip().splitlines()
+        how = "was killed by signal %d" % -child.returncode if child.returncode < 0 else "failed"
+        message = "%s %s%s" % (name, how, ": " + said[-1][:300] if said else "")
+        raise Failure("qemu", message, status=child.returncode)
+    return bytes(outputs[child.stdout])
+
+
+def _collect(child, watch, name, deadline, tell):
+    """Read a child's outputs to their end; wait for the child; return stream -> bytes."""
+    outputs = {child.stdout: bytearray(), child.stderr: bytearray()}
+    streams = {stream.fileno(): stream for stream in outputs}
+    poller = select.poll()
+    for fd in streams:
+        poller.register(fd, select.POLLIN)
+    while streams or child.poll() is None:
+        watch.check()
+        if time.monotonic() > deadline:
+            raise Failure("qemu", "%s did not end in time and was killed" % name)
+        if not streams:
+            time.sleep(0.01)
+        for fd, _ in poller.poll(200) if streams else ():
+            data = os.read(fd, 65536)
+            if not data:
+                poller.unregister(fd)
+                del streams[fd]
+                continue
+            output = outputs[streams[fd]]
+            output.extend(data)
+            if len(output) > _OUTPUT_BYTES:
+                raise Failure("qemu", "%s prints without end and was killed" % name)
+            if tell and streams[fd] is child.stdout:
+                tell(output)
+    return outputs

@@ -1,0 +1,257 @@
+"""Files of ours on the way to become finals: written, hashed, locked while we live, published."""
+
+import ctypes
+import errno
+import fcntl
+import hashlib
+import os
+import queue
+import random
+import threading
+
+from .core import Failure, os_failure
+
+_SUFFIX = ".staging"
+_BUFFER_BYTES = 1 << 20
+_BUFFERS = 4
+#: After this many bytes the kernel is asked to write them out, so that the final sync finds little to do.
+_WRITE_OUT_BYTES = 16 << 20
+_RENAME_NOREPLACE = 1
+#: What file systems without hard links answer.
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+
+class Staging:
+    """A file of ours on the way to become a final: locked while we live, known to the watch."""
+
+    def __init__(self, cache, base, watch):
+        self.cache = cache
+        self.base = base
+        self.watch = watch
+        while True:
+            self.name = "%s.%016x%s" % (base, random.SystemRandom().getrandbits(64), _SUFFIX)
+            self.entry = (cache.own_fd, self.name)
+            watch.staging.append(self.entry)
+            try:
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+                self.fd = os.open(self.name, flags, 0o600, dir_fd=cache.own_fd)
+            except OSError as error:
+                watch.staging.remove(self.entry)
+                raise os_failure(
+                    error, "cannot make a staging file in %s/.imgcache" % cache.path, cache.own_fd
+                )
+            # Between the two calls another helper may have taken it for a dead one's.
+            if _lock_first_byte(self.fd) and os.fstat(self.fd).st_nlink:
+                break
+            self.drop()
+
+    @property
+    def path(self):
+        """Its absolute path, for qemu-img."""
+        return "%s/.imgcache/%s" % (self.cache.path, self.name)
+
+    def publish(self):
+        """Give it the final's name, never overwriting; False when that exists."""
+        cache = self.cache
+        try:
+            os.link(
+                self.name,
+                self.base,
+                src_dir_fd=cache.own_fd,
+                dst_dir_fd=cache.cache_fd,
+                follow_symlinks=False,
+            )
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise os_failure(error, "cannot publish the image", cache.cache_fd)
+            return rename_new(cache.own_fd, self.name, cache.cache_fd, self.base)
+        return True
+
+    def drop(self):
+        """Remove it, unless it was published; idempotent."""
+        if self.entry in self.watch.staging:
+            try:
+                os.unlink(self.name, dir_fd=self.cache.own_fd)
+            except FileNotFoundError:
+                pass
+            self.watch.staging.remove(self.entry)
+
+    def close(self):
+        """Remove it and let go of its lock."""
+        if self.fd is not None:
+            self.drop()
+            os.close(self.fd)
+            self.fd = None
+
+
+def _lock_first_byte(fd):
+    """Lock one byte only: qemu-img locks others of the same file for itself. True where locks are unknown."""
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN)
+    return True
+
+
+def live_staging(cache, base, but=()):
+    """Remove what dead runs left of this base file; return the names that live runs hold."""
+    live = []
+    for name in os.listdir(cache.own_fd):
+        if not (name.startswith(base + ".") and name.endswith(_SUFFIX)) or name in but:
+            continue
+        try:
+            fd = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=cache.own_fd)
+        except OSError:
+            continue
+        try:
+            if _lock_first_byte(fd):
+                os.unlink(name, dir_fd=cache.own_fd)
+            else:
+                live.append(name)
+        except OSError:
+            pass
+        finally:
+            os.close(fd)
+    return live
+
+
+def rename_new(source_fd, source, target_fd, target):
+    """Rename without overwriting, for file systems without hard links; False when the target exists."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:
+        raise Failure(
+            "io", "the file system knows no hard links, and this host no rename without overwriting"
+        )
+    if renameat2(source_fd, source.encode(), target_fd, target.encode(), _RENAME_NOREPLACE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number == errno.EEXIST:
+        return False
+    raise os_failure(OSError(number, os.strerror(number)), "cannot publish the image", target_fd)
+
+
+def new_digest(algo):
+    """Return a hash object; MD5 also on hosts whose policy forbids it for security."""
+    try:
+        return hashlib.new(algo)
+    except ValueError:
+        try:
+            return hashlib.new(algo, usedforsecurity=False)
+        except (TypeError, ValueError):
+            raise Failure("digest", "this host's Python cannot compute %s" % str(algo)[:40])
+
+
+class Sink:
+    """A staging file and the digest of what went into it; hashing runs beside reading and writing."""
+
+    def __init__(self, fd, dir_fd, size, algo):
+        self.fd = fd
+        self.dir_fd = dir_fd
+        self.size = size
+        self.algo = algo
+        self.count = 0
+        self.received = 0
+        self._digest = new_digest(algo)
+        self._written_out = 0
+        self._free = queue.Queue()
+        self._todo = queue.Queue(_BUFFERS)
+        for _ in range(_BUFFERS):
+            self._free.put(bytearray(_BUFFER_BYTES))
+        self._thread = threading.Thread(target=self._hash, daemon=True)
+        self._thread.start()
+
+    def buffer(self):
+        """Lend a buffer; ``write`` with it as ``owner`` gives it back."""
+        return self._free.get()
+
+    def write(self, view, owner=None):
+        """Append bytes; at most ``size`` of them ever reach the disk.
+
+        Raises:
+            Failure: ``size``, or what the file system says.
+        """
+        length = len(view)
+        self.received += length
+        if self.count + length > self.size:
+            self._free.put(owner)
+            raise Failure(
+                "size", "more bytes came than the image has (%d)" % self.size, size=self.size
+            )
+        self._todo.put((view, owner))
+        try:
+            rest = view
+            while rest:
+                rest = rest[os.write(self.fd, rest) :]
+        except OSError as error:
+            raise os_failure(error, "cannot write the image", self.dir_fd)
+        self.count += length
+        if self.count - self._written_out >= _WRITE_OUT_BYTES:
+            os.posix_fadvise(
+                self.fd, self._written_out, self.count - self._written_out, os.POSIX_FADV_DONTNEED
+            )
+            self._written_out = self.count
+
+    def give_back(self, owner):
+        """Return a buffer that was not used."""
+        self._free.put(owner)
+
+    def restart(self):
+        """Forget all bytes."""
+        self._todo.join()
+        os.ftruncate(self.fd, 0)
+        os.lseek(self.fd, 0, os.SEEK_SET)
+        self.count = self._written_out = 0
+        self._digest = new_digest(self.algo)
+
+    def hexdigest(self):
+        """Return the digest of all bytes written."""
+        self._todo.join()
+        return self._digest.hexdigest()
+
+    def close(self):
+        """End the hashing thread."""
+        self._todo.put(None)
+
+    def _hash(self):
+        while True:
+            item = self._todo.get()
+            if item is not None:
+                view, owner = item
+                self._digest.update(view)
+                if owner is not None:
+                    self._free.put(owner)
+            self._todo.task_done()
+            if item is None:
+                return
+
+
+def hash_sparse(fd, size, digest):
+    """Hash a file without reading its holes; yield how many bytes are done."""
+    buffer = memoryview(bytearray(_BUFFER_BYTES))
+    zeros = bytes(_BUFFER_BYTES)
+    at = 0
+    while at < size:
+        try:
+            data_at = min(os.lseek(fd, at, os.SEEK_DATA), size)
+        except OSError as error:
+            data_at = size if error.errno == errno.ENXIO else at
+        while at < data_at:
+            step = min(_BUFFER_BYTES, data_at - at)
+            digest.update(zeros if step == _BUFFER_BYTES else zeros[:step])
+            at += step
+            yield at
+        try:
+            hole_at = min(os.lseek(fd, at, os.SEEK_HOLE), size) if at < size else size
+        except OSError:
+            hole_at = size
+        os.lseek(fd, at, os.SEEK_SET)
+        while at < hole_at:
+            got = os.readv(fd, [buffer[: min(_BUFFER_BYTES, hole_at - at)]])
+            if not got:
+                raise OSError(errno.EIO, "the file became shorter")
+            digest.update(buffer[:got])
+            at += got
+            yield at

@@ -1,0 +1,239 @@
+"""Keeps an eye on the controller while the main thread fetches.
+
+One thread owns standard input: at its end, or when the controller falls silent during a fetch, the helper
+kills its children, removes its staging files and exits, whatever the main thread waits for. A second thread
+says how far the fetch is.
+"""
+
+import collections
+import ctypes
+import os
+import select
+import signal
+import sys
+import threading
+import time
+
+from . import core
+
+#: Bytes of ``data`` that may wait for the main thread; beyond that the pipe fills, and the controller waits.
+_MAX_WAITING_BYTES = 2 << 20
+_PULSE_S = 1.0
+_POLLRDHUP = 0x2000
+_PR_SET_DUMPABLE = 4
+
+
+class Watch:
+    """The threads' shared state. Everything below is guarded by ``changed``, save ``send``."""
+
+    def __init__(self, session):
+        self.session = session
+        self.changed = threading.Condition()
+        self.orders = collections.deque()
+        self.answers = collections.deque()
+        self.waiting_bytes = 0
+        self.fetch_id = None
+        self.stopped = set()
+        self.on_stop = None
+        self.ended = False
+        self.alive_s = None
+        self.heard_at = time.monotonic()
+        self.progress = None
+        self.paused = False
+        self.staging = []
+        self.children = set()
+        self._sending = threading.Lock()
+        self._cleaning = threading.Lock()
+
+    def start(self):
+        """Take over standard input."""
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, lambda *_: self.session.leave(0))
+        for target in (self._read, self._pulse):
+            threading.Thread(target=self._guarded, args=(target,), daemon=True).start()
+
+    def send(self, frame):
+        """Send one frame; safe from every thread."""
+        with self._sending:
+            core.Session.send(self.session, frame)
+
+    def _guarded(self, target):
+        try:
+            target()
+        except BaseException as error:  # noqa: BLE001 - a thread's crash must end the process, as a message
+            core._crash(self.session, error)
+            self.session.leave(99)
+
+    # ---- what the main thread calls
+
+    def next_order(self):
+        """Wait for the next order.
+
+        Raises:
+            EndOfInput: the controller is gone.
+        """
+        with self.changed:
+            while not self.orders:
+                if self.ended:
+                    raise core.EndOfInput
+                self.changed.wait()
+            return self.orders.popleft()
+
+    def begin(self, fetch_id, alive_s):
+        """A fetch begins: from now on the controller must be heard, and progress is told.
+
+        Raises:
+            Failure: ``interrupted``, when ``stop`` came before.
+        """
+        with self.changed:
+            self.fetch_id = fetch_id
+            self.answers.clear()
+            self.waiting_bytes = 0
+            self.heard_at = time.monotonic()
+            self.alive_s = alive_s
+            self.paused = False
+        self.check()
+
+    def end(self):
+        """The fetch is over; its late answers will be dropped."""
+        with self.changed:
+            self.alive_s = self.progress = self.on_stop = None
+            self.answers.clear()
+            self.waiting_bytes = 0
+            self.stopped.discard(self.fetch_id)
+            self.fetch_id = -1 - abs(self.fetch_id)
+            self.changed.notify_all()
+
+    def check(self):
+        """Raise ``Failure`` ``interrupted`` when ``stop`` has come."""
+        if self.fetch_id in self.stopped:
+            raise core.Failure("interrupted", "stopped by the controller")
+
+    def call_on_stop(self, callback):
+        """Have ``callback`` called, in another thread, when ``stop`` comes: to end a wait."""
+        with self.changed:
+            self.on_stop = callback
+        self.check()
+
+    def call_on_stop_end(self):
+        """Have nothing called any more."""
+        with self.changed:
+            self.on_stop = None
+
+    def next_answer(self, pause=False):
+        """Wait for the next ``again`` or ``data``; ``pause``: no progress meanwhile.
+
+        Raises:
+            Failure: ``interrupted``.
+        """
+        with self.changed:
+            self.paused = pause
+            while not self.answers:
+                self.check()
+                self.changed.wait()
+            self.check()
+            self.paused = False
+            answer = self.answers.popleft()
+            self.waiting_bytes -= len(answer.get("raw", b""))
+            self.changed.notify_all()
+            return answer
+
+    def tell(self, phase, done, total):
+        """Note how far the fetch is."""
+        self.progress = (phase, done, total)
+
+    # ---- the threads
+
+    def _read(self):
+        while True:
+            try:
+                frame = self.session.read_frame()
+            except core.EndOfInput:
+                break
+            with self.changed:
+                self.heard_at = time.monotonic()
+                self._sort(frame)
+                self.changed.notify_all()
+                self._wait_for_room()
+        with self.changed:
+            busy = self.fetch_id is not None and self.fetch_id >= 0
+            self.ended = True
+            self.changed.notify_all()
+        if busy or self.orders:
+            self.session.leave(0)
+
+    def _sort(self, frame):
+        op = frame["op"]
+        if op == "ping":
+            return
+        if op == "stop":
+            self.stopped.add(frame["id"])
+            if frame["id"] == self.fetch_id and self.on_stop:
+                self.on_stop()
+        elif op in ("again", "data"):
+            if frame["id"] == self.fetch_id:
+                self.answers.append(frame)
+                self.waiting_bytes += len(frame.get("raw", b""))
+        else:
+            self.orders.append(frame)
+
+    def _wait_for_room(self):
+        """Leave the rest in the pipe while the main thread is behind; still notice the controller's end."""
+        poller = select.poll()
+        poller.register(self.session.stdin.fileno(), _POLLRDHUP)
+        while self.waiting_bytes > _MAX_WAITING_BYTES:
+            self.changed.wait(_PULSE_S)
+            self.heard_at = time.monotonic()
+            if any(
+                event & (select.POLLHUP | select.POLLERR | _POLLRDHUP)
+                for _, event in poller.poll(0)
+            ):
+                self.session.leave(0)
+
+    def _pulse(self):
+        while True:
+            time.sleep(_PULSE_S)
+            alive_s, progress = self.alive_s, self.progress
+            if alive_s is not None and time.monotonic() - self.heard_at > alive_s:
+                self.session.leave(0)
+            if progress is not None and not self.paused and alive_s is not None:
+                phase, done, total = progress
+                self.send(
+                    {
+                        "id": self.fetch_id,
+                        "event": "progress",
+                        "phase": phase,
+                        "done": done,
+                        "total": max(done, total),
+                    }
+                )
+
+    def clean_up(self):
+        """Kill children and remove staging files; callable from every thread, also twice."""
+        if not self._cleaning.acquire(False):
+            time.sleep(2)  # another thread is at it, and then ends the process
+        for group in list(self.children):
+            try:
+                os.killpg(group, signal.SIGKILL)
+            except OSError:
+                pass
+        for dir_fd, name in list(self.staging):
+            try:
+                os.unlink(name, dir_fd=dir_fd)
+            except OSError:
+                pass
+
+
+def seal():
+    """Let nobody read this process's memory: it will hold a token."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def watch(session):
+    """Return the session's watch, started on first use."""
+    if session.watch is None:
+        seal()
+        session.watch = Watch(session)
+        session.watch.start()
+    return session.watch
