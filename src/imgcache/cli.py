@@ -66,7 +66,7 @@ class LazyGroup(TyperGroup):
             )
             message = f"no such command: {args[0]}"
             raise UsageError(message, hint=hint)
-        return super().resolve_command(ctx, args)  # type: ignore[arg-type]
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """List the commands without importing them."""

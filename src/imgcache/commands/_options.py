@@ -56,8 +56,12 @@ Hosts = Annotated[
     ),
 ]
 Exclude = Annotated[
-    str | None,
-    typer.Option("--exclude", metavar="NODESET", help="Not these hosts, whatever selects them."),
+    list[str] | None,
+    typer.Option(
+        "--exclude",
+        metavar="NODESET",
+        help="Not these hosts, whatever selects them; may be repeated.",
+    ),
 ]
 AllHosts = Annotated[bool, typer.Option("--all", help="All hosts of the inventory.")]
 Concurrency = Annotated[

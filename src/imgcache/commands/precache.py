@@ -78,7 +78,9 @@ def precache(  # noqa: PLR0917 - options are parameters in Typer
     from imgcache.operations.precache import PrecacheRequest, run_precache  # noqa: PLC0415
     from imgcache.operations.selection import Selection  # noqa: PLC0415
 
-    selection = Selection(tuple(aggregate or ()), tuple(host or ()), exclude, all_hosts)
+    selection = Selection(
+        tuple(aggregate or ()), tuple(host or ()), tuple(exclude or ()), all_hosts
+    )
     request = PrecacheRequest(
         selection, tuple(images), concurrency, retries, timeout, source.value, dry_run
     )

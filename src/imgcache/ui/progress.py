@@ -69,6 +69,8 @@ class ProgressDisplay:
         if self._summary is None and self._tally.hosts:
             if not self._live.is_started:
                 self._live.start()
+                # A second Ctrl-C ends the process at once: nobody could show it again.
+                self._console.show_cursor(True)
             self._live.refresh()
 
     def close(self) -> None:

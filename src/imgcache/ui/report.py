@@ -70,8 +70,8 @@ def report_listing(report: Report) -> Listing:
     document = {
         "run_id": report.run_id,
         "command": report.command,
-        "started_at": _time_text(report.started_at),
-        "finished_at": _time_text(report.finished_at),
+        "started_at": time_text(report.started_at),
+        "finished_at": time_text(report.finished_at),
         "images": [_image(image) for image in report.images],
         "outcomes": rows,
         "totals": report.totals(),
@@ -105,5 +105,6 @@ def _image(image: Image) -> dict[str, object]:
     }
 
 
-def _time_text(moment: datetime) -> str:
+def time_text(moment: datetime) -> str:
+    """Return a moment as the documents hold it: UTC, milliseconds, with a Z."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
