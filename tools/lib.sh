@@ -48,6 +48,7 @@ except OSError:
 PY
 }
 
+# Print the SHA-256 of files, or of standard input.
 digest_of() { cat "$@" | sha256sum | cut -d' ' -f1; }
 
 is_stamped() { [ -x "$1/bin/python" ] && [ "$(cat "$1/.stamp" 2>/dev/null)" = "$2" ]; }
@@ -56,6 +57,8 @@ is_stamped() { [ -x "$1/bin/python" ] && [ "$(cat "$1/.stamp" 2>/dev/null)" = "$
 # not install it: pip's own wheel then comes out of a Debian package unpacked in a private folder.
 make_environment() {
     local folder=$1 python
+    # One that works is kept: pip then installs only what has changed.
+    "$folder/bin/python" -m pip --version >/dev/null 2>&1 && return 0
     python=$(find_python)
     if can_make_environment "$python"; then
         "$python" -m venv --clear "$folder"

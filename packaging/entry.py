@@ -1,0 +1,5 @@
+"""Where the binary starts."""
+
+from imgcache.__main__ import run
+
+run()
