@@ -81,7 +81,7 @@ def read_guarded(path: Path) -> bytes:
 
 
 def _refusal(path: Path, what: str, hint: str | None = None) -> ConfigError:
-    return ConfigError(f"{path} {what}", (Problem(str(path), what, hint),), hint=hint)
+    return ConfigError("the inventory cannot be used", (Problem(str(path), what, hint),))
 
 
 def _check_guarded(path: Path, status: os.stat_result) -> None:

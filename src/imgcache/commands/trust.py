@@ -1,0 +1,168 @@
+"""``imgcache trust``: make hosts known to SSH."""
+
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from imgcache.commands._options import (
+    Aggregates,
+    AllHosts,
+    Concurrency,
+    DryRun,
+    Exclude,
+    Hosts,
+    LogFile,
+    OutputFormat,
+    Quiet,
+    ShownColumns,
+    Verbose,
+)
+from imgcache.commands._output import Output, begin_output, invocation_of
+from imgcache.errors import ExitCode, UnsafePlanError, UsageError
+from imgcache.ui.failures import say
+from imgcache.ui.formats import Cell, Columns, Format, Listing, render
+
+if TYPE_CHECKING:
+    from imgcache.operations.trust import HostTrust, TrustPlan
+
+TRUST_COLUMNS = Columns(
+    known=(
+        "host",
+        "aggregate",
+        "cell",
+        "state",
+        "algorithm",
+        "fingerprint",
+        "known_fingerprint",
+        "known_hosts",
+        "added",
+        "code",
+        "reason",
+    ),
+    shown=("host", "state", "algorithm", "fingerprint", "added", "reason"),
+    detailed=(
+        "host",
+        "state",
+        "algorithm",
+        "fingerprint",
+        "known_fingerprint",
+        "known_hosts",
+        "added",
+        "reason",
+    ),
+    folded="host",
+)
+
+Yes = Annotated[
+    bool,
+    typer.Option("--yes", "-y", help="Add the keys without asking; for who checks them otherwise."),
+]
+
+
+def trust(  # noqa: PLR0917 - options are parameters in Typer
+    ctx: typer.Context,
+    aggregate: Aggregates = None,
+    host: Hosts = None,
+    exclude: Exclude = None,
+    all_hosts: AllHosts = False,
+    yes: Yes = False,
+    concurrency: Concurrency = 10,
+    dry_run: DryRun = False,
+    form: OutputFormat = Format.TABLE,
+    column: ShownColumns = None,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+    log_file: LogFile = None,
+) -> ExitCode:
+    """Show the hosts' key fingerprints and, after a yes, add the keys to known_hosts."""
+    output = begin_output(
+        ctx,
+        TRUST_COLUMNS,
+        form=form,
+        wanted=column,
+        verbose=verbose,
+        quiet=quiet,
+        log_file=log_file,
+    )
+    from imgcache.config.load import load_inventory  # noqa: PLC0415 - `--help` loads none of it
+    from imgcache.operations.selection import Selection  # noqa: PLC0415
+    from imgcache.operations.trust import TrustRequest, execute_trust, plan_trust  # noqa: PLC0415
+
+    selection = Selection(
+        tuple(aggregate or ()), tuple(host or ()), tuple(exclude or ()), all_hosts
+    )
+    inventory = load_inventory(invocation_of(ctx).inventory)
+    plan = plan_trust(TrustRequest(selection, concurrency), inventory)
+    if not dry_run and _confirmed(plan, output, yes=yes):
+        plan = execute_trust(plan)
+    return output.show(_listing(plan), plan.exit_code())
+
+
+def _confirmed(plan: "TrustPlan", output: Output, *, yes: bool) -> bool:
+    """Return whether keys are to be added; shows them and asks, once.
+
+    Raises:
+        UnsafePlanError: a key has changed, or the answer is no.
+        UsageError: there is nobody to ask.
+    """
+    from imgcache.operations.trust import TrustState, check_safe  # noqa: PLC0415
+
+    try:
+        check_safe(plan)
+    except UnsafePlanError:
+        output.show(_listing(plan), ExitCode.REFUSED)
+        raise
+    new = plan.in_state(TrustState.NEW)
+    if not new or yes:
+        return bool(new)
+    count = "1 host is" if len(new) == 1 else f"{len(new)} hosts are"
+    if not (sys.stdin and sys.stdin.isatty()):
+        output.show(_listing(plan), ExitCode.USAGE)
+        message = f"no key was added: {count} new, and there is no terminal to ask"
+        raise UsageError(message, hint="compare the fingerprints, then run it again with --yes")
+    files = ", ".join(dict.fromkeys(str(item.known_hosts) for item in new))
+    shown = render(_listing(plan), Format.TABLE)
+    say([*shown.splitlines(), "", f"{count} new; the keys go into {files}."], sys.stderr)
+    if not typer.confirm(
+        "Are these the fingerprints of your hosts, and shall they be added?", err=True
+    ):
+        message = "no key was added: the answer was no"
+        raise UnsafePlanError(message)
+    return True
+
+
+def _listing(plan: "TrustPlan") -> Listing:
+    rows = [row for item in plan.hosts for row in _rows(item)]
+    document: dict[str, object] = {
+        "command": "trust",
+        "started_at": _time_text(plan.started_at),
+        "finished_at": _time_text(datetime.now(UTC)),
+        "keys": rows,
+        "totals": plan.totals(),
+    }
+    return Listing(document, "keys", rows, TRUST_COLUMNS)
+
+
+def _time_text(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _rows(item: "HostTrust") -> Iterator[dict[str, Cell]]:
+    """Return one row per key that the host showed, or one when it showed none."""
+    for key in item.keys or [None]:
+        yield {
+            "host": item.host.name,
+            "aggregate": item.host.aggregate,
+            "cell": item.host.cell,
+            "state": item.state.value,
+            "algorithm": key.algorithm if key else None,
+            "fingerprint": key.fingerprint if key else None,
+            "known_fingerprint": ", ".join(item.known_fingerprints) or None,
+            "known_hosts": str(item.known_hosts) if item.known_hosts else None,
+            "added": item.added,
+            "code": item.code.value if item.code else None,
+            "reason": item.reason,
+        }
