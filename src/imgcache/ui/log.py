@@ -96,7 +96,8 @@ class RunLog:
             self._run = event.run_id
         level, host, message = _entry(event)
         if message:
-            self._write(level, host, message)
+            # The host has a field of its own.
+            self._write(level, host, message.removeprefix(f"{printable(host or '')}: "))
 
     def tick(self) -> None:
         """See ``Display``."""

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import os
+import re
+import stat
+from typing import TYPE_CHECKING
+
+import pytest
+
+from imgcache.errors import ConfigError, ErrorCode, ExitCode
+from imgcache.events import (
+    Event,
+    HostEnded,
+    HostStarted,
+    ItemEnded,
+    ItemProgress,
+    ItemRetry,
+    Notice,
+    RunEnded,
+    RunStarted,
+)
+from imgcache.plan import OutcomeWord
+from imgcache.ui.log import RunLog
+from ui.samples import HOSTILE, IMAGE, assert_clean, outcome
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LINE = re.compile(
+    r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (?P<level>[A-Z]+) run=(?P<run>\S+) host=(?P<host>\S+) (?P<text>.*)"
+)
+
+
+def logged(path: Path, *events: Event) -> list[tuple[str, ...]]:
+    log = RunLog(path)
+    for event in events:
+        log.emit(event)
+    log.close()
+    lines = path.read_text(encoding="utf-8").splitlines()
+    found = [LINE.fullmatch(line) for line in lines]
+    return [
+        match.groups() if match else ("not a log line", line)
+        for match, line in zip(found, lines, strict=True)
+    ]
+
+
+def test_every_event_has_a_line_with_run_and_host(tmp_path: Path) -> None:
+    failed = outcome("h1", OutcomeWord.ERROR, code=ErrorCode.STALL, reason="no byte for 30 s")
+    assert logged(
+        tmp_path / "log",
+        Notice("before the run", level="info"),
+        RunStarted("run-1", "precache", 2, 1, 5, 10),
+        HostStarted("h1"),
+        ItemProgress("h1", IMAGE.id, IMAGE.name, "download", 1, 2),
+        ItemRetry("h1", IMAGE.id, 1, 2.0, "reset"),
+        ItemEnded(failed),
+        HostEnded("h1", failed=True),
+        ItemEnded(outcome("h2", bytes_fetched=5)),
+        Notice("admin role", host="h2", hint="avoid it"),
+        RunEnded(interrupted=False),
+    ) == [
+        ("INFO", "-", "-", "before the run"),
+        ("INFO", "run-1", "-", "precache started: 2 hosts, 1 images, 5 bytes per cold host, concurrency 10"),
+        ("INFO", "run-1", "h1", "started"),
+        ("WARNING", "run-1", "h1", "repetition 1 in 2.0s: reset"),
+        (
+            "ERROR", "run-1", "h1",
+            f"debian-12: error (stall): no byte for 30 s image={IMAGE.id} bytes=0 seconds=1.2",
+        ),
+        ("INFO", "run-1", "h1", "failed"),
+        ("INFO", "run-1", "h2", f"debian-12: cached image={IMAGE.id} source=service bytes=5 seconds=1.2"),
+        ("WARNING", "run-1", "h2", "warning: admin role (avoid it)"),
+        ("INFO", "run-1", "-", "ended"),
+    ]  # fmt: skip
+
+
+def test_it_appends_and_only_the_owner_may_read(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    logged(path, Notice("one"))
+    assert len(logged(path, Notice("two"))) == 2
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.row("M6")
+def test_hostile_strings_are_escaped(tmp_path: Path) -> None:
+    bad = outcome(HOSTILE, OutcomeWord.ERROR, code=ErrorCode.IO, reason=HOSTILE, image_name=HOSTILE)
+    logged(
+        tmp_path / "log",
+        RunStarted(HOSTILE, HOSTILE, 1, 1, 1, 1),
+        HostStarted(HOSTILE),
+        ItemRetry(HOSTILE, None, 1, 1.0, HOSTILE),
+        ItemEnded(bad),
+        Notice(HOSTILE, host=HOSTILE, hint=HOSTILE),
+    )
+    text = (tmp_path / "log").read_bytes().decode("utf-8")
+    assert len(text.splitlines()) == 5
+    assert_clean(text)
+
+
+def test_no_secret_gets_into_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OS_PASSWORD", "correct-horse")
+    logged(
+        tmp_path / "log",
+        Notice("Keystone said: bad password correct-horse for https://u:pw1234@k/v3"),
+    )
+    text = (tmp_path / "log").read_text(encoding="utf-8")
+    assert "correct-horse" not in text
+    assert "pw1234" not in text
+
+
+@pytest.mark.row("C4")
+def test_a_file_that_cannot_be_opened_stops_the_run_before_it_starts(tmp_path: Path) -> None:
+    for path in (tmp_path / "missing" / "log", tmp_path):
+        with pytest.raises(ConfigError) as caught:
+            RunLog(path)
+        assert caught.value.exit_code is ExitCode.USAGE
+        assert caught.value.problems[0].where == str(path)
+
+
+@pytest.mark.row("C4")
+def test_a_disk_that_gets_full_is_told_once_and_the_run_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    os.symlink("/dev/full", path)
+    told: list[str] = []
+    log = RunLog(path)
+    log.on_failure = told.append
+    for _ in range(3):
+        log.emit(Notice("hello"))
+    assert len(told) == 1
+    assert told[0].startswith(f"the log file {path} cannot be written any more: ")
+    assert "No space left" in told[0]
+    with pytest.raises(OSError, match="No space left"):
+        log.close()
+
+
+def test_a_traceback_has_no_values_and_no_secrets(tmp_path: Path) -> None:
+    def fail(password: str) -> None:
+        note = f"local {password}"
+        raise ValueError("X-Auth-Token: gAAAA-header-value" + HOSTILE[:5], len(note))
+
+    log = RunLog(tmp_path / "log")
+    try:
+        fail("hunter" + str(22))
+    except ValueError as exc:
+        log.bug(exc)
+    text = (tmp_path / "log").read_text(encoding="utf-8")
+    assert "ValueError" in text
+    assert "in fail" in text
+    assert "hunter22" not in text
+    assert "gAAAA-header-value" not in text
+    assert_clean(text)
