@@ -127,7 +127,11 @@ async def _look_at(hosts: Sequence[Host], concurrency: int) -> TrustPlan:
 
 
 async def _host_trust(host: Host, config: SshConfig, known: KnownHosts) -> HostTrust:
-    from imgcache.transport.known_hosts import KeyState, judge_keys  # noqa: PLC0415
+    from imgcache.transport.known_hosts import (  # noqa: PLC0415
+        KeyState,
+        judge_keys,
+        known_hosts_line,
+    )
     from imgcache.transport.ssh import fetch_host_keys  # noqa: PLC0415
     from imgcache.transport.ssh_config import resolve  # noqa: PLC0415
 
@@ -141,6 +145,8 @@ async def _host_trust(host: Host, config: SshConfig, known: KnownHosts) -> HostT
         raise HostError(ErrorCode.CONNECT, message)
     verdict = judge_keys(known, address, keys)
     if verdict.state is KeyState.NEW:
+        for key in keys:
+            known_hosts_line(address.known_hosts_name, key)  # now, since it may be refused
         return HostTrust(host, TrustState.NEW, keys, address=address)
     if verdict.state is KeyState.KNOWN:
         return HostTrust(host, TrustState.KNOWN, keys, address=address)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from imgcache.errors import ConfigError, Problem, UnsafePlanError
+from imgcache.errors import ConfigError, ErrorCode, HostError, Problem, UnsafePlanError
 from imgcache.text import printable
 from imgcache.transport.host_keys import KnownHosts
 
@@ -87,7 +87,7 @@ def known_hosts_line(name: str, key: ScannedKey) -> str:
     """Return the line for a key, with its newline; ``name`` as in ``ResolvedAddress``.
 
     Raises:
-        ValueError: the key is none, or of a kind that cannot be written.
+        HostError: code ``hostkey-unknown``: a key of a kind, or of a size, that nobody should trust.
     """
     from paramiko import PKey  # noqa: PLC0415 - 150 ms, only for who writes
     from paramiko.hostkeys import HostKeyEntry  # noqa: PLC0415
@@ -98,11 +98,11 @@ def known_hosts_line(name: str, key: ScannedKey) -> str:
         blob = _decoded(encoded.split()[0] if encoded.split() else "")
         line = HostKeyEntry([name], PKey.from_type_string(algorithm, blob)).to_line()
     except (SSHException, ValueError) as exc:
-        message = f"a key of the kind {printable(algorithm, 60)} cannot be written"
-        raise ValueError(message) from exc
+        message = f"its {printable(algorithm, 60)} key is not one that can be added"
+        raise HostError(ErrorCode.HOSTKEY_UNKNOWN, message) from exc
     if line is None or "\n" in line[:-1] or not line.endswith("\n"):
         message = f"{printable(name, 80)} gives no line of known_hosts"
-        raise ValueError(message)
+        raise HostError(ErrorCode.HOSTKEY_UNKNOWN, message)
     return line
 
 
@@ -135,9 +135,8 @@ def append_keys(path: Path, hosts: Sequence[NewKeys]) -> None:
     except OSError as exc:
         what = f"cannot be written: {exc.strerror or exc}"
         hint = "name a file you can write: 'known_hosts:' in the inventory"
-        raise ConfigError(
-            "the host keys were not added", (Problem(str(path), what, hint),)
-        ) from exc
+        message = "the host keys were not added"
+        raise ConfigError(message, (Problem(str(path), what, hint),)) from exc
 
 
 def _ends_open(content: bytes) -> bool:
@@ -167,7 +166,8 @@ def _missing_lines(path: Path, hosts: Sequence[NewKeys]) -> list[str]:
             name = host.address.known_hosts_name
             lines.update((known_hosts_line(name, key), None) for key in host.keys)
         elif verdict.state is not KeyState.KNOWN:
-            message = f"{path} was changed meanwhile: it holds another key for {host.address.known_hosts_name}"
+            name = host.address.known_hosts_name
+            message = f"{path} was changed meanwhile: it holds another key for {name}"
             raise UnsafePlanError(
                 message, hint="run imgcache trust again and look at what it shows"
             )
