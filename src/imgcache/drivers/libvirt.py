@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 #: What a host that has everything needs; a host that lacks something gets the others as well.
 WARM_MODULES = ("conf", "cache")
 PROBE_MODULES = ("conf", "cache", "watch", "qemu", "download", "probe")
-FETCH_MODULES = ("watch", "formats", "qemu", "download", "fetch")
+FETCH_MODULES = ("watch", "staging", "formats", "qemu", "download", "fetch")
 
 #: Nova's images types whose hosts must not get base files.
 #: Source: nova ``virt/libvirt/imagebackend.py``: Rbd imports a cached base file into Ceph, a full copy,

@@ -71,12 +71,18 @@ class ImageService(ABC):
             ImageServiceError: on opening, or while reading.
         """
 
-    def host_access(self, images: Sequence[Image], run_id: str, lifetime_s: float) -> AbstractContextManager[HostAccess]:
+    def host_access(
+        self, images: Sequence[Image], run_id: str, lifetime_s: float
+    ) -> AbstractContextManager[HostAccess]:
         """Give hosts access to exactly these images for ``lifetime_s``; leaving the context ends it.
 
         Only for services with ``serves_hosts``.
         """
         raise NotImplementedError
+
+    def access_without_token(self) -> ServiceAccess | None:
+        """Return where hosts reach the service, for `imgcache check`; None when they do not need to."""
+        return None
 
     def close(self) -> None:  # noqa: B027 - most have nothing to close
         """End all connections; idempotent."""

@@ -5,7 +5,7 @@ download, digest, inspection, sync, publish. The yardstick does the same with a 
 `curl | tee FILE | sha512sum`, and a sync of FILE. Prints the ratio of wall times, pair by pair, and the
 helper's peak memory.
 
-    python bench/fetch.py [--size-mib 1024] [--rounds 5] [--folder DIR]
+    python bench/bench_fetch.py [--size-mib 1024] [--rounds 5] [--folder DIR]
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Prints ratios: controller CPU and wall time of `imgcache precache` over a bare asyncssh connect and
 exec, over clush, and over pssh, all on the same hosts in turn; and the controller's peak memory.
 
-    python bench/warm_hosts.py [--hosts 1000] [--rounds 3] [--concurrency 10]
+    python bench/bench_warm_hosts.py [--hosts 1000] [--rounds 3] [--concurrency 10]
 """
 
 from __future__ import annotations

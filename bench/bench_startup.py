@@ -1,6 +1,6 @@
 """Bench (c): how long `imgcache --help` takes, installed and as the single binary.
 
-python bench/startup.py [--rounds 15] [--binary dist/imgcache]
+python bench/bench_startup.py [--rounds 15] [--binary dist/imgcache]
 """
 
 from __future__ import annotations

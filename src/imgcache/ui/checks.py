@@ -1,0 +1,42 @@
+"""The report of ``imgcache check`` as a listing; see ``docs/schemas/check.json``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from imgcache.ui.formats import Columns, Listing
+from imgcache.ui.report import time_text
+
+if TYPE_CHECKING:
+    from imgcache.plan import CheckReport
+
+CHECK_COLUMNS = Columns(
+    known=("host", "aggregate", "cell", "check", "state", "detail"),
+    shown=("host", "check", "state", "detail"),
+    detailed=("host", "check", "state", "detail"),
+    folded="host",
+)
+
+
+def check_listing(report: CheckReport) -> Listing:
+    """Return the report for ``ui.formats.render``; rows in the order of the checks, host by host."""
+    rows = [
+        {
+            "host": check.host,
+            "aggregate": check.aggregate,
+            "cell": check.cell,
+            "check": check.check,
+            "state": check.state.value,
+            "detail": check.detail,
+        }
+        for check in report.checks
+    ]
+    document = {
+        "run_id": report.run_id,
+        "command": report.command,
+        "started_at": time_text(report.started_at),
+        "finished_at": time_text(report.finished_at),
+        "checks": rows,
+        "totals": report.totals(),
+    }
+    return Listing(document, "checks", rows, CHECK_COLUMNS)
