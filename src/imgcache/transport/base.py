@@ -6,12 +6,42 @@ that breaks on purpose.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
 
     from imgcache.model import Host
+
+
+@dataclass(frozen=True, slots=True)
+class ScannedKey:
+    """A host key as a server showed it, unverified."""
+
+    algorithm: str
+    """``ssh-ed25519``, ``ecdsa-sha2-nistp256``, ``ssh-rsa``, …"""
+    public_key_text: str
+    """Algorithm and base64, as in a known_hosts file."""
+    fingerprint: str
+    """``SHA256:…``, as OpenSSH prints it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedAddress:
+    """Where a host is reached over SSH, inventory and ssh config taken together."""
+
+    hostname: str
+    port: int
+    known_hosts_files: tuple[Path, ...]
+    """Where its key is looked up; a new key belongs into the first. May not exist."""
+    proxy_jump: str | None = None
+
+    @property
+    def known_hosts_name(self) -> str:
+        """The name in known_hosts: the host name, with the port when that is not 22."""
+        return self.hostname if self.port == 22 else f"[{self.hostname}]:{self.port}"
 
 
 class Session(Protocol):

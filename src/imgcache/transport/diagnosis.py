@@ -42,17 +42,21 @@ def explain_end(
     """
     if started:
         return _ended_midway(status, stderr)
-    if status in {NOT_FOUND, NOT_EXECUTABLE}:
-        return _no_python(host, status, stderr)
-    if status == TOO_OLD:
-        message = f"the Python on the host is too old: {_tail(stderr, noise)}"
-        return HostError(
-            ErrorCode.PYTHON, message, hint="python: the command of a Python 3.6 or newer there"
-        )
     if host.settings.become == "sudo" and "sudo" in stderr:
         message = f"sudo refused: {_tail(stderr, noise)}"
         return HostError(
             ErrorCode.SUDO, message, hint=_SUDO_HINT.format(user=host.settings.become_user)
+        )
+    if status in {NOT_FOUND, NOT_EXECUTABLE}:
+        return _no_python(host, status, stderr)
+    return _by_status(status, stderr, noise)
+
+
+def _by_status(status: int | None, stderr: str, noise: str) -> HostError:
+    if status == TOO_OLD:
+        message = f"the Python on the host is too old: {_tail(stderr, noise)}"
+        return HostError(
+            ErrorCode.PYTHON, message, hint="python: the command of a Python 3.6 or newer there"
         )
     if status == WRONG_SOURCE:
         message = "the helper's code did not arrive whole on the host"

@@ -1,0 +1,295 @@
+"""One SSH connection, made with as little work as possible, and one program run over it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import asyncssh
+
+from imgcache.transport.ssh_errors import contact_lost
+from imgcache.transport.stderr_tail import StderrTail
+from imgcache.transport.wire import protocol_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from imgcache.errors import HostError
+
+#: Buffered output of the program at which the host is told to wait.
+HIGH_WATER_BYTES = 256 * 1024
+WINDOW_BYTES = 256 * 1024
+#: What one host may send over its connection in all: this much at once, and this much a second.
+FLOOD_BURST_BYTES, FLOOD_BYTES_PER_S = 8 * 1024 * 1024, 1024 * 1024
+_CLOSE_TIMEOUT_S = 3.0
+
+
+class Client(asyncssh.SSHClient):
+    """What one connection has seen so far, for judging what went wrong with it."""
+
+    def __init__(self) -> None:
+        self.connection: asyncssh.SSHClientConnection | None = None
+        self.shown_key: asyncssh.SSHKey | None = None
+        loop = asyncio.get_running_loop()
+        self.logged_in: asyncio.Future[None] = loop.create_future()
+        self.closed: asyncio.Future[Exception | None] = loop.create_future()
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a TCP connection."""
+        return self.connection is not None
+
+    @property
+    def version_seen(self) -> bool:
+        """Whether the server said that it speaks SSH."""
+        return bool(self.connection and self.connection.get_extra_info("server_version"))
+
+    @property
+    def key_accepted(self) -> bool:
+        """Whether the host key was found good, so that the login began."""
+        return bool(self.connection and self.connection.get_server_host_key())
+
+    def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
+        """See ``asyncssh.SSHClient``."""
+        self.connection = conn
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See ``asyncssh.SSHClient``."""
+        if not self.closed.done():
+            self.closed.set_result(exc)
+        if not self.logged_in.done():
+            self.logged_in.set_exception(exc or asyncssh.ConnectionLost("connection closed"))
+            # Marks it as seen: nobody may be waiting, when connecting was cancelled.
+            self.logged_in.exception()  # noqa: LOG004 - a future's, not a logger's
+
+    def auth_completed(self) -> None:
+        """See ``asyncssh.SSHClient``."""
+        if not self.logged_in.done():
+            self.logged_in.set_result(None)
+
+    def validate_host_public_key(
+        self, host: str, addr: str, port: int, key: asyncssh.SSHKey
+    ) -> bool:
+        """Refuse a key that is not on record, remembering what it was."""
+        del host, addr, port
+        self.shown_key = key
+        return False
+
+    async def login(self) -> None:
+        """Wait until logged in; raises what ended the connection before."""
+        await self.logged_in
+
+
+class Connection(asyncssh.SSHClientConnection):
+    """An SSH connection that can wait for the network, and ends when the host floods it."""
+
+    def __init__(
+        self, options: asyncssh.SSHClientConnectionOptions, *, limited: bool = True
+    ) -> None:
+        self._now: Callable[[], float] = asyncio.get_running_loop().time
+        self._limited = limited
+        self._received = 0
+        self._began_at = self._now()
+        self.flooded = False
+        self.drained = asyncio.Event()
+        self.drained.set()
+        super().__init__(asyncio.get_running_loop(), options)
+
+    def data_received(self, data: bytes, datatype: int | None = None) -> None:
+        """See ``asyncio.Protocol``; counts, so that no kind of SSH message can flood us."""
+        if self._limited:
+            self._received += len(data)
+            allowed = FLOOD_BURST_BYTES + FLOOD_BYTES_PER_S * (self._now() - self._began_at)
+            if self._received > allowed:
+                self.flooded = True
+                self.abort()
+                return
+        super().data_received(data, datatype)
+
+    def pause_writing(self) -> None:
+        """See ``asyncio.Protocol``: the network takes no more for now."""
+        self.drained.clear()
+
+    def resume_writing(self) -> None:
+        """See ``asyncio.Protocol``."""
+        self.drained.set()
+
+    def connection_lost(self, exc: Exception | None = None) -> None:
+        """See ``asyncio.Protocol``."""
+        self.drained.set()
+        super().connection_lost(exc)
+
+
+async def shut(connection: asyncssh.SSHClientConnection | None) -> None:
+    """Close a connection, whatever the peer does: within seconds, also when cancelled."""
+    if connection is None:
+        return
+    connection.close()
+    connection.abort()
+    with suppress(TimeoutError):
+        await asyncio.wait_for(connection.wait_closed(), _CLOSE_TIMEOUT_S)
+    # The transport closes its socket in the turn of the loop after the one that it is told in.
+    await asyncio.sleep(0)
+
+
+class SshSession(asyncssh.SSHClientSession[bytes]):
+    """See ``Session``. One program on a host."""
+
+    def __init__(
+        self, client: Client, connection: Connection, jump: tuple[str, Client] | None
+    ) -> None:
+        self._client = client
+        self._connection = connection
+        self._jump = jump
+        self._channel: asyncssh.SSHClientChannel[bytes] | None = None
+        self._chunks: deque[bytes] = deque()
+        self._buffered = 0
+        self._paused = False
+        self._eof = False
+        self._stderr = StderrTail()
+        self._status: int | None = None
+        self._changed = asyncio.Event()
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._ended = asyncio.Event()
+        self._lost: Exception | None = None
+
+    # What asyncssh tells us.
+
+    def connection_made(self, chan: asyncssh.SSHClientChannel[bytes]) -> None:
+        """See ``asyncssh.SSHClientSession``."""
+        self._channel = chan
+
+    def data_received(self, data: bytes, datatype: int | None) -> None:
+        """See ``asyncssh.SSHClientSession``."""
+        if datatype is not None:
+            self._stderr.add(data)
+            return
+        self._chunks.append(data)
+        self._buffered += len(data)
+        if self._buffered > HIGH_WATER_BYTES and not self._paused and self._channel:
+            self._paused = True
+            self._channel.pause_reading()
+        self._changed.set()
+
+    def eof_received(self) -> bool:
+        """See ``asyncssh.SSHClientSession``."""
+        self._eof = True
+        self._changed.set()
+        return True
+
+    def exit_status_received(self, status: int) -> None:
+        """See ``asyncssh.SSHClientSession``."""
+        self._status = status
+
+    def pause_writing(self) -> None:
+        """See ``asyncssh.SSHClientSession``."""
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        """See ``asyncssh.SSHClientSession``."""
+        self._writable.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See ``asyncssh.SSHClientSession``."""
+        self._lost = exc
+        self._ended.set()
+        self._changed.set()
+        self._writable.set()
+
+    # What the rest of imgcache uses.
+
+    async def write(self, data: bytes) -> None:
+        """See ``Session``."""
+        if self._channel is None or self._ended.is_set():
+            raise self._loss()
+        try:
+            self._channel.write(data)
+        except (BrokenPipeError, OSError) as exc:
+            raise contact_lost(exc, self._broken_jump()) from None
+        await self._writable.wait()
+        await self._connection.drained.wait()
+        if self._ended.is_set():
+            raise self._loss()
+
+    async def read(self, max_bytes: int) -> bytes:
+        """See ``Session``."""
+        while not self._chunks:
+            if self._connection.flooded:
+                message = "the host floods its connection"
+                raise protocol_error(message)
+            cut_off = self._lost or (self._client.closed.done() and not self._eof)
+            if self._ended.is_set() and cut_off:
+                raise self._loss()
+            if self._eof or self._ended.is_set():
+                return b""
+            self._changed.clear()
+            await self._changed.wait()
+        data = self._chunks.popleft()
+        if len(data) > max_bytes:
+            self._chunks.appendleft(data[max_bytes:])
+            data = data[:max_bytes]
+        self._buffered -= len(data)
+        if self._paused and self._buffered < HIGH_WATER_BYTES // 4 and self._channel:
+            self._paused = False
+            self._channel.resume_reading()
+        return data
+
+    def stderr_tail(self) -> str:
+        """See ``Session``."""
+        return self._stderr.text()
+
+    async def exit_status(self) -> int | None:
+        """See ``Session``."""
+        await self._ended.wait()
+        return self._status
+
+    async def close_stdin(self) -> None:
+        """See ``Session``."""
+        if self._channel and not self._ended.is_set():
+            with suppress(OSError):
+                self._channel.write_eof()
+
+    def _loss(self) -> HostError:
+        if self._connection.flooded:
+            return protocol_error("the host floods its connection")
+        return contact_lost(self._lost, self._broken_jump())
+
+    def _broken_jump(self) -> str | None:
+        if self._jump and self._jump[1].closed.done():
+            return self._jump[0]
+        return None
+
+
+def base_options(**settings: Any) -> asyncssh.SSHClientConnectionOptions:
+    """Return connection options that take nothing from the user's files or environment."""
+    return asyncssh.SSHClientConnectionOptions(
+        config=None,
+        known_hosts=((), (), ()),
+        client_keys=None,
+        agent_path=None,
+        username="",
+        preferred_auth=("publickey",),
+        password_auth=False,
+        kbdint_auth=False,
+        host_based_auth=False,
+        gss_host=None,
+        gss_kex=False,
+        gss_auth=False,
+        agent_forwarding=False,
+        x11_forwarding=False,
+        x509_trusted_certs=None,
+        x509_trusted_cert_paths=(),
+        send_env=None,
+        env=None,
+        request_pty=False,
+        encoding=None,
+        window=WINDOW_BYTES,
+        compression_algs=("none",),
+        login_timeout=0,
+        keepalive_interval=15,
+        keepalive_count_max=3,
+        **settings,
+    )
