@@ -5,7 +5,8 @@ Honoured, each as OpenSSH does (the first value found wins; files add up): ``Hos
 ``IdentitiesOnly``, ``ProxyJump``, ``UserKnownHostsFile``, ``GlobalKnownHostsFile``.
 
 Everything else is ignored, on purpose: ``ProxyCommand``, ``LocalCommand``, ``RemoteCommand``,
-``KnownHostsCommand``, ``SetEnv``, ``SendEnv``, ``ForwardAgent``, ``ForwardX11``, ``StrictHostKeyChecking``, algorithms. A
+``KnownHostsCommand``, ``SetEnv``, ``SendEnv``, ``ForwardAgent``, ``ForwardX11``,
+``StrictHostKeyChecking``, algorithms. A
 section with any other ``Match`` than ``all`` is skipped whole; ``Match exec`` never runs anything. Only
 the user's own file is read, not ``/etc/ssh/ssh_config``.
 

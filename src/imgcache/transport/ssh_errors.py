@@ -90,8 +90,9 @@ def host_key_error(
     if trusted and (trusted.keys or trusted.revoked):
         known = ", ".join(f"{key.get_algorithm()} {key.get_fingerprint()}" for key in trusted.keys)
         message = (
-            f"THE HOST KEY OF {where} HAS CHANGED: it shows {shown}, but "
-            f"{known or 'a revoked key'} is on record. Somebody may be reading and changing what is sent there, or the host was installed anew"
+            f"THE HOST KEY OF {where} HAS CHANGED: it shows {shown}, "
+            f"but {known or 'a revoked key'} is on record. "
+            "Somebody may be reading and changing what is sent there, or the host was installed anew"
         )
         hint = (
             "find out which; only when the new key is right, remove the old one from "
