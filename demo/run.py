@@ -126,9 +126,9 @@ def fleet(folder: Path) -> Iterator[Mapping[str, int]]:
 def write_inventory(folder: Path, ports: Mapping[str, int]) -> None:
     """Write the inventory that the commands use."""
     hosts = "".join(
-        f"      - {{name: {name}, address: 127.0.0.1, port: {port}, nova_conf: {json.dumps(str(nova_conf))}}}\n"
+        f"      - {{name: {name}, address: 127.0.0.1, port: {port}, nova_conf: {conf}}}\n"
         for name, port in ports.items()
-        for nova_conf in [folder / "hosts" / name / "nova.conf"]
+        for conf in [json.dumps(str(folder / "hosts" / name / "nova.conf"))]
     )
     (folder / "inventory.yaml").write_text(
         "image_service: {kind: directory, path: images/}\n"
