@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import asyncssh
 
-from images import QCOW2_ID, RAW_ID, make_images
+from sample_images import QCOW2_ID, RAW_ID, make_images
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
