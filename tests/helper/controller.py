@@ -9,6 +9,7 @@ import os
 import queue
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -57,7 +58,7 @@ class Controller:
 
     def __init__(
         self,
-        python: str = "python3",
+        python: str = sys.executable,
         *,
         prefix: tuple[str, ...] = (),
         env: dict[str, str] | None = None,

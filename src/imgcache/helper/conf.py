@@ -8,6 +8,8 @@ import os
 
 from .core import Failure, user_name
 
+#: What the inventory may give instead.
+WANTED = ("instances_path", "cache_subdirectory", "force_raw_images", "images_type")
 #: setting -> (its names, newest first; default). A later file wins, then a newer name.
 OPTIONS = {
     "instances_path": ((("DEFAULT", "instances_path"),), "$state_path/instances"),
@@ -194,10 +196,9 @@ def effective(settings):
 
     nova.conf is not even opened when the inventory gives everything.
     """
-    wanted = ("instances_path", "cache_subdirectory", "force_raw_images", "images_type")
-    values = {name: settings.get(name) for name in wanted}
-    origins = {name: "inventory" for name in wanted}
-    missing = [name for name in wanted if values[name] is None]
+    values = {name: settings.get(name) for name in WANTED}
+    origins = {name: "inventory" for name in WANTED}
+    missing = [name for name in WANTED if values[name] is None]
     conf = None
     if missing or values["images_type"] == "default":
         conf = Conf(settings.get("nova_conf") or find_files())

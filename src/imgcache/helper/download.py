@@ -64,6 +64,20 @@ class Download:
             self.watch.call_on_stop_end()
             connection.close()
 
+    def look(self):
+        """Return the status that the URL's server gives for its root, asked without a token.
+
+        Raises:
+            Retry, Failure: see the module.
+        """
+        connection = self._connect()
+        try:
+            self.target = "/"
+            return self._ask(connection, 0).status
+        finally:
+            self.watch.call_on_stop_end()
+            connection.close()
+
     def _fetch(self, connection):
         offset = self.sink.count
         response = self._ask(connection, offset)
