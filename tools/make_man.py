@@ -60,7 +60,7 @@ Interrupted.
 def make_page() -> str:
     """Return the manual page as roff."""
     root = root_command()
-    ctx = root.context_class(root, info_name="imgcache")
+    ctx = root.context_class(root, info_name="imgcache", **root.context_settings)
     parts = [
         f'.TH IMGCACHE 1 "" "imgcache {__version__}" "User Commands"\n',
         ".SH NAME\nimgcache \\- fills the image caches of OpenStack compute hosts over plain SSH\n",
@@ -74,7 +74,8 @@ def make_page() -> str:
     for name in COMMANDS:
         command = load_command(name)
         parts += [f".SS {_roff(_synopsis(name, command))}\n{_roff(command.help)}\n"]
-        parts += [_options(command, command.context_class(command, info_name=name, parent=ctx))]
+        own = command.context_class(command, info_name=name, parent=ctx, **command.context_settings)
+        parts += [_options(command, own)]
     return "".join(parts) + _TAIL
 
 
@@ -90,7 +91,8 @@ def _options(command: Any, ctx: Any) -> str:
     for param in command.get_params(ctx):
         record = param.get_help_record(ctx)
         if record is not None:
-            names, text = record
+            names = param.metavar if param.param_type_name == "argument" else record[0]
+            text = record[1]
             out.append(f".TP\n.B {_roff(names)}\n{_roff(text)}\n")
     return "".join(out)
 

@@ -8,11 +8,11 @@ import typer
 
 from imgcache.ui.formats import Format
 
-#: A number with its unit: ``30m``, ``1.5h``; several make a whole: ``1h30m``.
-_DURATION_PART = re.compile(
-    r"\s*\d+(?:\.\d+)?\s*(?:s|secs?|seconds?|m|mins?|minutes?|h|hours?|d|days?|(?![\w.]))\s*",
-    re.ASCII,
-)
+_NUMBER = r"\d+(?:\.\d+)?"
+_UNIT = r"(?:seconds?|secs?|s|minutes?|mins?|m|hours?|h|days?|d)(?![a-z])"
+#: A number of seconds, or numbers with their units; the library that reads them takes one at a time.
+_DURATION = re.compile(rf"{_NUMBER}|(?:{_NUMBER}\s*{_UNIT}\s*)+", re.ASCII)
+_DURATION_PART = re.compile(rf"{_NUMBER}\s*[a-z]*", re.ASCII)
 #: Longer than any run makes sense.
 _MAX_DURATION_S = 30 * 86_400.0
 
@@ -25,14 +25,11 @@ def parse_duration(value: str) -> float:
     """
     from humanfriendly import parse_timespan  # noqa: PLC0415 - only for who gives a duration
 
-    text, at, total = value.strip().lower(), 0, 0.0
-    while at < len(text) or not text:
-        part = _DURATION_PART.match(text, at)
-        if part is None:
-            message = f"{value!r} is not a duration; write 90s, 30m, 1h30m or 2d"
-            raise typer.BadParameter(message)
-        total += parse_timespan(part[0])
-        at = part.end()
+    text = value.strip().lower()
+    if not _DURATION.fullmatch(text):
+        message = f"{value!r} is not a duration; write 90s, 30m, 1h30m or 2d"
+        raise typer.BadParameter(message)
+    total = float(sum(parse_timespan(part) for part in _DURATION_PART.findall(text)))
     if not 1 <= total <= _MAX_DURATION_S:
         message = f"{value!r} is out of bounds; give 1 second to 30 days"
         raise typer.BadParameter(message)

@@ -13,7 +13,7 @@ import unicodedata
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, TypeAlias, assert_never
 
 from imgcache.errors import UsageError
 from imgcache.text import printable
@@ -21,8 +21,10 @@ from imgcache.text import printable
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    Cell = str | int | float | bool | None
-    Row = Mapping[str, Cell]
+Cell = str | int | float | bool | None
+"""What a column may hold."""
+Row: TypeAlias = "Mapping[str, Cell]"
+"""Column -> cell."""
 
 
 class Format(StrEnum):
