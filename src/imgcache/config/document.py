@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_DEPTH = 20
-#: Enough for 100,000 hosts with four settings each; what a 10 MiB file of ``[a,a,a,…`` would exceed.
-MAX_VALUES = 1_000_000
+#: Keys and values. Ordinary ones take 20 bytes each, so a file of 10 MiB has no more; one of ``[a,a,…`` has.
+MAX_VALUES = 500_000
 #: Further problems are counted, not listed.
 MAX_PROBLEMS = 100
 

@@ -53,7 +53,7 @@ def parse_inventory(path: Path, content: bytes) -> Inventory:
 
 
 def _image_service(document: Document, entry: ImageServiceEntry) -> ImageServiceSettings:
-    given = entry.model_dump(exclude_none=True)
+    given = {key: getattr(entry, key) for key in entry.model_fields_set}
     if entry.kind == "directory":
         if entry.path is None:
             document.add(("image_service",), "a directory image service needs 'path'")
