@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from imgcache.operations.selection import Selection
     from imgcache.transport.base import ResolvedAddress, ScannedKey
     from imgcache.transport.host_keys import KnownHosts
+    from imgcache.transport.ssh import SshTransport
     from imgcache.transport.ssh_config import SshConfig
 
 
@@ -53,6 +54,7 @@ class HostTrust:
     host: Host
     state: TrustState
     keys: tuple[ScannedKey, ...] = ()
+    """Those that it showed; of a known host only the known ones."""
     known_fingerprints: tuple[str, ...] = ()
     """Of the keys in known_hosts, where they differ."""
     address: ResolvedAddress | None = None
@@ -106,6 +108,7 @@ def plan_trust(request: TrustRequest, inventory: Inventory) -> TrustPlan:
 
 async def _look_at(hosts: Sequence[Host], concurrency: int) -> TrustPlan:
     from imgcache.transport.host_keys import KnownHosts  # noqa: PLC0415 - loads asyncssh
+    from imgcache.transport.ssh import SshTransport  # noqa: PLC0415
     from imgcache.transport.ssh_config import SshConfig  # noqa: PLC0415
 
     started_at = datetime.now(UTC)
@@ -117,29 +120,31 @@ async def _look_at(hosts: Sequence[Host], concurrency: int) -> TrustPlan:
             return HostTrust(host, TrustState.SKIPPED, reason="reached without SSH")
         try:
             async with places:
-                return await _host_trust(host, config, known)
+                return await _host_trust(host, ssh, config, known)
         except HostError as error:
-            return HostTrust(host, TrustState.ERROR, code=error.code, reason=error.message)
+            reason = f"{error.message} ({error.hint})" if error.hint else error.message
+            return HostTrust(host, TrustState.ERROR, code=error.code, reason=reason)
 
-    async with asyncio.TaskGroup() as group:
+    async with SshTransport() as ssh, asyncio.TaskGroup() as group:
         tasks = [group.create_task(look(host)) for host in hosts]
     return TrustPlan(started_at, tuple(task.result() for task in tasks))
 
 
-async def _host_trust(host: Host, config: SshConfig, known: KnownHosts) -> HostTrust:
+async def _host_trust(
+    host: Host, ssh: SshTransport, config: SshConfig, known: KnownHosts
+) -> HostTrust:
     from imgcache.transport.known_hosts import (  # noqa: PLC0415
         KeyState,
         judge_keys,
         known_hosts_line,
     )
-    from imgcache.transport.ssh import fetch_host_keys  # noqa: PLC0415
     from imgcache.transport.ssh_config import resolve  # noqa: PLC0415
 
     address = resolve(host, config)
     if not address.known_hosts_files:
         message = "no known_hosts file is set for this host, so no key can be added"
         raise HostError(ErrorCode.HOSTKEY_UNKNOWN, message)
-    keys = tuple(await fetch_host_keys(host, timeout_s=host.settings.connect_timeout_s))
+    keys = tuple(await ssh.fetch_host_keys(host, timeout_s=host.settings.connect_timeout_s))
     if not keys:
         message = f"{address.known_hosts_name} showed no host key"
         raise HostError(ErrorCode.CONNECT, message)
@@ -149,7 +154,8 @@ async def _host_trust(host: Host, config: SshConfig, known: KnownHosts) -> HostT
             known_hosts_line(address.known_hosts_name, key)  # now, since it may be refused
         return HostTrust(host, TrustState.NEW, keys, address=address)
     if verdict.state is KeyState.KNOWN:
-        return HostTrust(host, TrustState.KNOWN, keys, address=address)
+        shown = tuple(key for key in keys if key.fingerprint in verdict.known_fingerprints)
+        return HostTrust(host, TrustState.KNOWN, shown, address=address)
     revoked = verdict.state is KeyState.REVOKED
     reason = "a key marked as revoked" if revoked else "another key than the known one"
     return HostTrust(
