@@ -68,7 +68,8 @@ class Controller:
         command = [*prefix, python, "-I", "-c", BOOT]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={**os.environ, **(env or {})}, user=user, group=user, extra_groups=None if user is None else [],
+            env={**os.environ, **(env or {})}, user=user, group=user,
+            extra_groups=None if user is None else [],
         )  # fmt: skip
         assert self.process.stdin
         assert self.process.stdout

@@ -8,6 +8,7 @@ from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from helper.controller import Controller, Frame, base_name, from_service, image_of
 from servers import misbehaving_http as http
 

@@ -9,6 +9,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
+
 from helper.controller import PUSH, Controller, base_name, image_of, pythons
 
 if TYPE_CHECKING:

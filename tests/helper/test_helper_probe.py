@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from helper.controller import ALL, Controller
 from servers import misbehaving_http as http
 

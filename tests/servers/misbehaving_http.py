@@ -13,13 +13,15 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
-import ssl
 import struct
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
+
+if TYPE_CHECKING:
+    import ssl
 
 Framing = Literal["length", "chunked", "close"]
 Ranges = Literal["ok", "400", "416", "ignore", "wrong"]
@@ -66,7 +68,7 @@ class Exchange:
         view = memoryview(data)
         for at in range(0, len(view), _BLOCK):
             part = view[at : at + _BLOCK]
-            self.connection.sendall(b"%x\r\n%b\r\n" % (len(part), part) if chunked else part)
+            self.connection.sendall(b"%x\r\n%b\r\n" % (len(part), bytes(part)) if chunked else part)
 
     def reset(self) -> None:
         """End the connection with a TCP reset."""

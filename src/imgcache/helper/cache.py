@@ -1,9 +1,12 @@
 """The image cache of one host: paths, Nova's lock, touching, manifests.
 
 Everything goes through directory descriptors, so that nobody can exchange a folder under our feet.
-Source: nova ``virt/libvirt/imagebackend.py``, ``virt/libvirt/imagecache.py``, ``utils.py`` (``synchronized``);
-fasteners ``process_lock.py``.
+Source: nova ``virt/libvirt/imagebackend.py``, ``virt/libvirt/imagecache.py``, ``utils.py``
+(``synchronized``); fasteners ``process_lock.py``.
 """
+
+# mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
+# ruff: noqa: EM101, SIM105 - a Failure's code is a literal; imports are dear on a warm host
 
 import errno
 import fcntl
@@ -51,7 +54,7 @@ class Cache:
         try:
             self.instances_fd = os.open(self.instances_path, _FOLDER)
         except OSError as error:
-            raise os_failure(error, "cannot open " + self.instances_path)
+            raise os_failure(error, "cannot open " + self.instances_path) from error
         self.owner = os.fstat(self.instances_fd)
         self.open_folders(create=False)
         if os.geteuid() == 0 and self.owner.st_uid:
@@ -81,10 +84,10 @@ class Cache:
             except OSError as error:
                 if error.errno in (errno.ELOOP, errno.ENOTDIR):
                     message = "%s in %s is a symlink or no folder" % (name, self.instances_path)
-                    raise Failure("symlink", message, path=name)
+                    raise Failure("symlink", message, path=name) from error
                 raise os_failure(
                     error, "cannot open %s in %s" % (name, self.instances_path), parent_fd
-                )
+                ) from error
             try:
                 self.make(parent_fd, name)
             except FileExistsError:
@@ -92,7 +95,7 @@ class Cache:
             except OSError as error:
                 raise os_failure(
                     error, "cannot make %s in %s" % (name, self.instances_path), parent_fd
-                )
+                ) from error
         raise Failure("io", "%s in %s comes and goes" % (name, self.instances_path))
 
     def make(self, parent_fd, name):
@@ -131,7 +134,7 @@ class Cache:
         return status
 
     def guard(self):
-        """Refuse back ends that must not have a cache: frames are sent ahead, so the controller may not know yet."""
+        """Refuse back ends that must not have a cache; orders are sent ahead, before the controller knows."""
         reason = NO_CACHE.get(self.values["images_type"])
         if reason:
             raise Failure("backend", "images_type is %s: %s" % (self.values["images_type"], reason))
@@ -160,7 +163,7 @@ class Cache:
                     return None
                 if error.errno not in (errno.EACCES, errno.EAGAIN):
                     os.close(fd)
-                    raise os_failure(error, "cannot lock locks/" + name)
+                    raise os_failure(error, "cannot lock locks/" + name) from error
             os.close(fd)
             if time.monotonic() >= deadline:
                 raise Failure(
@@ -186,7 +189,7 @@ class Cache:
         except OSError as error:
             raise os_failure(
                 error, "cannot open %s/locks/%s" % (self.instances_path, name), self.locks_fd
-            )
+            ) from error
 
     def _new_lock_file(self, name, flags):
         like = os.fstat(self.locks_fd)

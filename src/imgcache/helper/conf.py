@@ -4,6 +4,9 @@ Source: oslo.config ``iniparser.py``, ``cfg.py`` (``find_config_files``, ``_Name
 nova ``conf/libvirt.py``, ``conf/imagecache.py``, ``conf/compute.py``, ``conf/paths.py``.
 """
 
+# mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
+# ruff: noqa: EM101 - a Failure's code is a literal; imports are dear on a warm host
+
 import os
 
 from .core import Failure, user_name
@@ -72,11 +75,11 @@ class Conf:
             except OSError as error:
                 raise Failure(
                     "config",
-                    "cannot read %s as user %s: %s; give instances_path, cache_subdirectory, force_raw_images "
-                    "and images_type in the inventory, or log in as a user that may read it"
+                    "cannot read %s as user %s: %s; give instances_path, cache_subdirectory, "
+                    "force_raw_images and images_type in the inventory, or log in as a user that may read it"
                     % (path, user_name(), error.strerror),
                     path=path,
-                )
+                ) from error
 
     def lookup(self, names):
         """Return (value, path) of the first of ``names`` in the newest file that has one, else None."""
@@ -118,7 +121,7 @@ class Conf:
             else ((section, name), ("DEFAULT", name))
         )
         found = self.lookup(names)
-        if found is None and option in OPTIONS or name in OPTIONS:
+        if (found is None and option in OPTIONS) or name in OPTIONS:
             found = found or (OPTIONS[name][1], "default")
         if found is None or depth > 10:
             raise Failure(
@@ -188,7 +191,7 @@ def _boolean(setting, value, origin):
     except KeyError:
         raise Failure(
             "config", "%s: %s must be true or false, not %r" % (origin, setting, value[:60])
-        )
+        ) from None
 
 
 def effective(settings):
@@ -197,7 +200,7 @@ def effective(settings):
     nova.conf is not even opened when the inventory gives everything.
     """
     values = {name: settings.get(name) for name in WANTED}
-    origins = {name: "inventory" for name in WANTED}
+    origins = dict.fromkeys(WANTED, "inventory")
     missing = [name for name in WANTED if values[name] is None]
     conf = None
     if missing or values["images_type"] == "default":

@@ -4,6 +4,9 @@ Every host of a run compiles this module, also when it has nothing to do: so it 
 a fetch needs is imported there. Python 3.6 syntax, standard library only.
 """
 
+# mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
+# ruff: noqa: EM101, PLC0415 - a Failure's code is a literal; imports are dear on a warm host
+
 import errno
 import json
 import os
@@ -109,6 +112,12 @@ class Session:
         content.update(id=order["id"], event=event)
         self.watch.send(content) if self.watch else self.send(content)
 
+    def refuse(self, order, failure):
+        """Answer an order with an error."""
+        self.answer(
+            order, "error", code=failure.code, message=failure.message[:2000], fields=failure.fields
+        )
+
     def leave(self, status):
         """End the process at once, leaving nothing behind."""
         if self.watch:
@@ -154,22 +163,9 @@ class Session:
                 module = sys.modules["%s.%s" % (_package(), ORDERS[op])]
                 result = getattr(module, "order_" + op)(self, order)
         except Failure as failure:
-            self.answer(
-                order,
-                "error",
-                code=failure.code,
-                message=failure.message[:2000],
-                fields=failure.fields,
-            )
+            self.refuse(order, failure)
         except OSError as error:
-            failure = os_failure(error, op)
-            self.answer(
-                order,
-                "error",
-                code=failure.code,
-                message=failure.message[:2000],
-                fields=failure.fields,
-            )
+            self.refuse(order, os_failure(error, op))
         else:
             self.answer(order, "result", **result)
 

@@ -3,7 +3,11 @@
 Nothing is repeated here: what may be repeated is raised as ``Retry``. No redirect is followed, no proxy used.
 """
 
+# mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
+# ruff: noqa: EM101, PLC0415, SIM105 - a Failure's code is a literal; imports are dear on a warm host
+
 import http.client
+import math
 import socket
 import time
 from urllib.parse import urlsplit
@@ -95,9 +99,13 @@ class Download:
         try:
             self._read_body(response, length is None)
         except socket.timeout:
-            raise Retry("stall", "no byte from %s for %g s" % (self.place, self.limits["stall_s"]))
+            raise Retry(
+                "stall", "no byte from %s for %g s" % (self.place, self.limits["stall_s"])
+            ) from None
         except (OSError, ValueError, http.client.HTTPException) as error:
-            raise Retry("download", "the connection to %s broke: %s" % (self.place, _reason(error)))
+            raise Retry(
+                "download", "the connection to %s broke: %s" % (self.place, _reason(error))
+            ) from error
         if self.sink.count < self.sink.size:
             raise Retry(
                 "download",
@@ -129,7 +137,7 @@ class Download:
                 "tls",
                 "the CA certificates given for the image service cannot be used: %s"
                 % _reason(error),
-            )
+            ) from error
         context.options |= ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1
         if self.source["insecure"]:
             context.check_hostname = False
@@ -143,8 +151,10 @@ class Download:
         except (OSError, ValueError) as error:
             connection.close()
             if _is_distrust(error):
-                raise Failure("tls", "no trust in %s: %s" % (self.place, _reason(error)))
-            raise Retry("unreachable", "cannot connect to %s: %s" % (self.place, _reason(error)))
+                raise Failure("tls", "no trust in %s: %s" % (self.place, _reason(error))) from error
+            raise Retry(
+                "unreachable", "cannot connect to %s: %s" % (self.place, _reason(error))
+            ) from error
         taken = connection.sock
         self.watch.call_on_stop(lambda: _shut(taken))
 
@@ -162,9 +172,11 @@ class Download:
         except socket.timeout:
             raise Retry(
                 "stall", "no answer from %s within %g s" % (self.place, self.limits["stall_s"])
-            )
+            ) from None
         except (OSError, http.client.HTTPException) as error:
-            raise Retry("download", "no answer from %s: %s" % (self.place, _reason(error)))
+            raise Retry(
+                "download", "no answer from %s: %s" % (self.place, _reason(error))
+            ) from error
 
     # ---- the answer
 
@@ -315,7 +327,7 @@ def _serves_range(response, offset, size):
 
 
 def _retry_after(text):
-    """Return what Retry-After asks for in seconds, uncapped, possibly negative; None when it makes no sense."""
+    """Return what Retry-After asks for in seconds, uncapped, maybe negative; None if it makes no sense."""
     if not text:
         return None
     try:
@@ -327,7 +339,7 @@ def _retry_after(text):
             seconds = mktime_tz(parsedate_tz(text)) - time.time()
         except (TypeError, ValueError, OverflowError):
             return None
-    return max(-1e9, min(1e9, seconds)) if seconds == seconds else None
+    return None if math.isnan(seconds) else max(-1e9, min(1e9, seconds))
 
 
 def _plain(text):

@@ -4,6 +4,9 @@ Nothing parses bytes that were not verified; at every instant the final is absen
 Source: nova ``virt/images.py`` (``fetch_to_raw``).
 """
 
+# mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
+# ruff: noqa: EM101, SIM105 - a Failure's code is a literal; imports are dear on a warm host
+
 import os
 import random
 import time
@@ -120,7 +123,7 @@ class Fetch:
             self.watch.check()
             if time.monotonic() > deadline:
                 raise Failure("busy", "another run of imgcache is fetching this image to this host")
-            time.sleep(random.uniform(0.2, 0.6))
+            time.sleep(random.SystemRandom().uniform(0.2, 0.6))
             found = self.existing()
             if found:
                 return found
@@ -238,15 +241,7 @@ class Fetch:
         self.stagings.append(staging)
         self.watch.tell("convert", 0, virtual_size)
         try:
-            qemu.convert(
-                self.qemu,
-                original.path,
-                declared,
-                staging.path,
-                staging.fd,
-                virtual_size,
-                self.watch,
-            )
+            qemu.convert(self.qemu, original.path, declared, staging, virtual_size)
         except Failure:
             self.check_space_left(virtual_size, staging)
             raise
@@ -309,7 +304,7 @@ class Fetch:
             os.utime(staging.fd)
             os.fsync(staging.fd)
         except OSError as error:
-            raise os_failure(error, "cannot make the image durable", self.cache.own_fd)
+            raise os_failure(error, "cannot make the image durable", self.cache.own_fd) from error
 
     def publish(self, staging):
         """Give the file its final name; False when that exists. Under Nova's lock, and never overwriting."""

@@ -3,6 +3,9 @@
 Source of the limits for ``info``: nova ``privsep/qemu.py`` (30 s of CPU, 2 GiB of address space).
 """
 
+# mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
+# ruff: noqa: EM101, SIM105 - a Failure's code is a literal; imports are dear on a warm host
+
 import ctypes
 import fcntl
 import json
@@ -57,14 +60,16 @@ def info(program, path, watch):
         answer = json.loads(output.decode("utf-8"))
         answer["format"], answer["virtual-size"] + 0
     except (ValueError, TypeError, KeyError):
-        raise Failure("qemu", "qemu-img info printed something else than an image's description")
+        raise Failure(
+            "qemu", "qemu-img info printed something else than an image's description"
+        ) from None
     return answer
 
 
-def convert(program, source, source_format, target, target_fd, virtual_size, watch):
-    """Convert ``source`` to raw into the existing empty file ``target``, telling how far it is."""
+def convert(program, source, source_format, target, virtual_size):
+    """Convert ``source`` to raw into the empty staging file ``target``, telling how far it is."""
     limits = {resource.RLIMIT_FSIZE: (virtual_size + _MIB - 1) // _MIB * _MIB}
-    mode = "none" if _takes_direct_io(target_fd) else "writeback"
+    mode = "none" if _takes_direct_io(target.fd) else "writeback"
     command = [
         program,
         "convert",
@@ -76,7 +81,7 @@ def convert(program, source, source_format, target, target_fd, virtual_size, wat
         "-O",
         "raw",
         source,
-        target,
+        target.path,
     ]
 
     def tell(output):
@@ -87,9 +92,9 @@ def convert(program, source, source_format, target, target_fd, virtual_size, wat
                 done = int(float(percents[-1]) / 100 * virtual_size)
             except ValueError:
                 return
-            watch.tell("convert", min(done, virtual_size), virtual_size)
+            target.watch.tell("convert", min(done, virtual_size), virtual_size)
 
-    _run(command, watch, limits, _CONVERT_WALL_S + virtual_size / _CONVERT_BYTES_PER_S, tell)
+    _run(command, target.watch, limits, _CONVERT_WALL_S + virtual_size / _CONVERT_BYTES_PER_S, tell)
 
 
 def check(answer, expected):
@@ -99,7 +104,7 @@ def check(answer, expected):
         reason = "qemu-img takes it for %s, not %s" % (ascii(answer["format"])[:40], expected)
     elif "backing-filename" in answer or "full-backing-filename" in answer:
         reason = "qemu-img sees a backing file"
-    elif "data-file" in specific or "data-file-raw" in specific and specific["data-file-raw"]:
+    elif "data-file" in specific or specific.get("data-file-raw"):
         reason = "qemu-img sees an external data file"
     elif answer.get("encrypted"):
         reason = "it is encrypted"
@@ -114,8 +119,10 @@ def check(answer, expected):
 
 
 def _takes_direct_io(fd):
-    """Whether the file system takes O_DIRECT: asked of the open file, since closing another descriptor
-    of it would drop our lock."""
+    """Whether the file system takes O_DIRECT.
+
+    Asked of the open file, since closing another descriptor of it would drop our lock.
+    """
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     try:
         fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT)
@@ -163,7 +170,8 @@ def _run(command, watch, limits, wall_s, tell=None):
         cwd="/",
         close_fds=True,
         start_new_session=True,
-        preexec_fn=_limiter(limits),
+        # All it calls was looked up before the fork; Python has no other way to set a death signal.
+        preexec_fn=_limiter(limits),  # noqa: PLW1509
     )
     watch.children.add(child.pid)
     name = "qemu-img " + command[1]

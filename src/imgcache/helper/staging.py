@@ -1,5 +1,8 @@
 """Files of ours on the way to become finals: written, hashed, locked while we live, published."""
 
+# mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
+# ruff: noqa: EM101, SIM105 - a Failure's code is a literal; imports are dear on a warm host
+
 import ctypes
 import errno
 import fcntl
@@ -39,7 +42,7 @@ class Staging:
                 watch.staging.remove(self.entry)
                 raise os_failure(
                     error, "cannot make a staging file in %s/.imgcache" % cache.path, cache.own_fd
-                )
+                ) from error
             # Between the two calls another helper may have taken it for a dead one's.
             if _lock_first_byte(self.fd) and os.fstat(self.fd).st_nlink:
                 break
@@ -65,7 +68,7 @@ class Staging:
             return False
         except OSError as error:
             if error.errno not in _NO_LINKS:
-                raise os_failure(error, "cannot publish the image", cache.cache_fd)
+                raise os_failure(error, "cannot publish the image", cache.cache_fd) from error
             return rename_new(cache.own_fd, self.name, cache.cache_fd, self.base)
         return True
 
@@ -124,7 +127,7 @@ def rename_new(source_fd, source, target_fd, target):
     except AttributeError:
         raise Failure(
             "io", "the file system knows no hard links, and this host no rename without overwriting"
-        )
+        ) from None
     if renameat2(source_fd, source.encode(), target_fd, target.encode(), _RENAME_NOREPLACE) == 0:
         return True
     number = ctypes.get_errno()
@@ -141,7 +144,9 @@ def new_digest(algo):
         try:
             return hashlib.new(algo, usedforsecurity=False)
         except (TypeError, ValueError):
-            raise Failure("digest", "this host's Python cannot compute %s" % str(algo)[:40])
+            raise Failure(
+                "digest", "this host's Python cannot compute %s" % str(algo)[:40]
+            ) from None
 
 
 class Sink:
@@ -186,7 +191,7 @@ class Sink:
             while rest:
                 rest = rest[os.write(self.fd, rest) :]
         except OSError as error:
-            raise os_failure(error, "cannot write the image", self.dir_fd)
+            raise os_failure(error, "cannot write the image", self.dir_fd) from error
         self.count += length
         if self.count - self._written_out >= _WRITE_OUT_BYTES:
             os.posix_fadvise(

@@ -5,6 +5,9 @@ kills its children, removes its staging files and exits, whatever the main threa
 says how far the fetch is.
 """
 
+# mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
+# ruff: noqa: EM101, SIM105 - a Failure's code is a literal; imports are dear on a warm host
+
 import collections
 import ctypes
 import os
@@ -60,7 +63,7 @@ class Watch:
     def _guarded(self, target):
         try:
             target()
-        except BaseException as error:  # noqa: BLE001 - a thread's crash must end the process, as a message
+        except BaseException as error:  # noqa: BLE001 - a thread's crash must end the process
             core._crash(self.session, error)
             self.session.leave(99)
 
