@@ -26,9 +26,7 @@ from ui.samples import HOSTILE, IMAGE, assert_clean, outcome
 if TYPE_CHECKING:
     from pathlib import Path
 
-LINE = re.compile(
-    r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (?P<level>[A-Z]+) run=(?P<run>\S+) host=(?P<host>\S+) (?P<text>.*)"
-)
+LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ ([A-Z]+) run=(\S+) host=(\S+) (.*)")
 
 
 def logged(path: Path, *events: Event) -> list[tuple[str, ...]]:
@@ -37,10 +35,9 @@ def logged(path: Path, *events: Event) -> list[tuple[str, ...]]:
         log.emit(event)
     log.close()
     lines = path.read_text(encoding="utf-8").splitlines()
-    found = [LINE.fullmatch(line) for line in lines]
     return [
-        match.groups() if match else ("not a log line", line)
-        for match, line in zip(found, lines, strict=True)
+        match.groups() if (match := LINE.fullmatch(line)) else ("no log line", line)
+        for line in lines
     ]
 
 

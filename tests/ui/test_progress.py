@@ -38,6 +38,7 @@ def test_the_hosts_at_work_have_capped_rows() -> None:
     text = shown(*run_of(17), progress)
     assert "0/17 hosts done, 17 active, 0 failed" in text
     assert re.search(r"edge1-03 +debian-12 +download +25% of 100 MB", text)
+    assert re.search(r"[━╸╺]\S*\n *edge1-01", text), "the bar ends its line"
     assert "edge1-10" in text
     assert "edge1-11" not in text
     assert "… and 7 more" in text

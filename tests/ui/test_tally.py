@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from imgcache.errors import ErrorCode
@@ -76,17 +78,44 @@ def test_the_rate_is_that_of_the_last_seconds() -> None:
     assert tally.rate() == pytest.approx(3 * MB)
 
 
-def test_time_left_follows_the_share_of_items_done() -> None:
+def test_time_left_without_downloads_follows_the_share_of_hosts_done() -> None:
     clock = Clock()
     tally = Tally(clock)
     tally.take(started())
     assert tally.eta_s() is None
     clock.now += 10
     tally.take(ItemEnded(outcome("h1", OutcomeWord.EXISTING)))
+    assert tally.fraction() == pytest.approx(1 / 4)
+    assert tally.eta_s() == pytest.approx(30)
+
+
+def test_time_left_with_downloads_follows_the_bytes() -> None:
+    """Of 4 hosts one was warm, and one is half way: of the other two, one is taken to be warm, too."""
+    clock = Clock()
+    tally = Tally(clock)
+    tally.take(started())
+    tally.rate()
+    clock.now += 10
+    tally.take(ItemEnded(outcome("h1", OutcomeWord.EXISTING)))
     tally.take(moved("h2", 50 * MB))
     tally.take(moved("h2", 2, 4, phase="convert"))
     assert tally.fraction() == pytest.approx(1.5 / 4)
-    assert tally.eta_s() == pytest.approx(10 * 2.5 / 1.5)
+    assert tally.rate() == pytest.approx(5 * MB)
+    assert tally.eta_s() == pytest.approx((50 + 100) / 5)
+
+
+def test_images_of_different_size_count_by_their_size() -> None:
+    tally = Tally(Clock())
+    tally.take(started(hosts=2, images=2, size=100 * MB))
+    small, big = "small-id", "big-id"
+    for host in ("h1", "h2"):
+        tally.take(ItemProgress(host, small, "small", "download", MB, MB))
+        tally.take(ItemEnded(replace(outcome(host, bytes_fetched=MB), image_id=small)))
+    assert tally.fraction() == pytest.approx(0.01)
+    assert tally.expected_bytes == 200 * MB
+    tally.take(ItemProgress("h1", big, "big", "download", 33 * MB, 99 * MB))
+    assert tally.fraction() == pytest.approx((2 + 33) / 200)
+    assert tally.expected_bytes == 200 * MB
 
 
 @pytest.mark.row("M4")

@@ -88,14 +88,19 @@ class ProgressDisplay:
         active = self._tally.active
         parts: list[RenderableType] = [
             Text(f"imgcache: {status_line(self._tally)}", no_wrap=True, overflow="ellipsis"),
-            ProgressBar(
-                total=1.0, completed=self._tally.fraction(), width=min(self._console.width, 60)
-            ),
+            _bar(self._tally.fraction(), min(self._console.width, 60)),
             _rows(list(islice(active.values(), shown))),
         ]
         if len(active) > shown:
             parts.append(Text(f"… and {len(active) - shown} more"))
         return Group(*parts)
+
+
+def _bar(fraction: float, columns: int) -> Table:
+    # By itself, a bar does not end its line.
+    line = Table.grid()
+    line.add_row(ProgressBar(total=1.0, completed=fraction, width=columns))
+    return line
 
 
 def _rows(active: list[Activity]) -> Table:

@@ -43,8 +43,11 @@ class Tally:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._began_at = clock()
-        self._items = 0
-        self._mean_item_bytes = 0.0
+        self._images = 0
+        self._cold_bytes = 0
+        self._sizes: dict[str, int] = {}
+        self._ended: Counter[str] = Counter()
+        self._ended_moved = 0
         self._moving: dict[tuple[str, str], tuple[int, int]] = {}
         self._samples: deque[tuple[float, int]] = deque()
         self._seen_bytes = 0
@@ -82,9 +85,9 @@ class Tally:
 
     def _start(self, event: RunStarted) -> None:
         self.run_id, self.command, self.hosts = event.run_id, event.command, event.hosts
-        self._items = event.hosts * event.images
-        self._mean_item_bytes = event.bytes_per_cold_host / max(event.images, 1)
+        self._images, self._cold_bytes = event.images, event.bytes_per_cold_host
         self._began_at = self._clock()
+        self._samples.append((self._began_at, 0))
 
     def _progress(self, event: ItemProgress) -> None:
         now = self.active.setdefault(event.host, Activity(event.host))
@@ -94,11 +97,14 @@ class Tally:
             key = (event.host, event.image_id)
             before, _ = self._moving.get(key, (0, 0))
             self._moving[key] = (event.done_bytes, event.total_bytes)
+            self._sizes.setdefault(event.image_id, event.total_bytes)
             # A repetition from zero moves no bytes back.
             self._seen_bytes += max(event.done_bytes - before, 0)
 
     def _end_item(self, outcome: Outcome) -> None:
         self.words[outcome.outcome.value] += 1
+        self._ended[outcome.image_id] += 1
+        self._ended_moved += outcome.bytes_fetched > 0
         before, _ = self._moving.pop((outcome.host, outcome.image_id), (0, 0))
         self._seen_bytes += max(outcome.bytes_fetched - before, 0)
         self.fetched_bytes += outcome.bytes_fetched
@@ -110,10 +116,27 @@ class Tally:
 
     @property
     def expected_bytes(self) -> int:
-        """Bytes at the end, taking hosts that were not asked yet as cold."""
-        waiting = max(self._items - self.words.total() - len(self._moving), 0)
-        moving = sum(max(done, total) for done, total in self._moving.values())
-        return self.fetched_bytes + moving + round(waiting * self._mean_item_bytes)
+        """Bytes at the end, taking items that were not begun yet as missing."""
+        return self.fetched_bytes + self._moving_total() + self._waiting_bytes()
+
+    def _moving_total(self) -> int:
+        return sum(max(done, total) for done, total in self._moving.values())
+
+    def _waiting_bytes(self) -> int:
+        moving = Counter(image_id for _, image_id in self._moving)
+        known = self._ended.keys() | moving.keys()
+        waiting = sum(
+            max(self.hosts - self._ended[one] - moving[one], 0) * self._size(one) for one in known
+        )
+        return round(waiting + self.hosts * max(self._images - len(known), 0) * self._other_size())
+
+    def _size(self, image_id: str) -> float:
+        """Return an image's size: seen in a download, or a share of what is not known yet."""
+        return self._sizes.get(image_id, self._other_size())
+
+    def _other_size(self) -> float:
+        others = self._images - len(self._sizes)
+        return max(self._cold_bytes - sum(self._sizes.values()), 0) / others if others > 0 else 0.0
 
     @property
     def elapsed_s(self) -> float:
@@ -130,15 +153,29 @@ class Tally:
         return (self._seen_bytes - before) / (now - began) if now > began else 0.0
 
     def fraction(self) -> float:
-        """Return the share of the run's items that is done, from 0 to 1, unfinished ones in part."""
-        if not self._items:
-            return 0.0
-        parts = sum(done / total for done, total in self._moving.values() if total > 0)
-        return min((self.words.total() + parts) / self._items, 1.0)
+        """Return the share of the work that is done, from 0 to 1, unfinished items in part."""
+        parts = [
+            (one, done / total) for (_, one), (done, total) in self._moving.items() if total > 0
+        ]
+        all_bytes = self.hosts * self._cold_bytes
+        if all_bytes:
+            done = sum(count * self._size(one) for one, count in self._ended.items())
+            return min((done + sum(part * self._size(one) for one, part in parts)) / all_bytes, 1.0)
+        items = self.hosts * self._images
+        return (
+            min((self._ended.total() + sum(part for _, part in parts)) / items, 1.0)
+            if items
+            else 0.0
+        )
 
     def eta_s(self) -> float | None:
         """Return the seconds that are left if it goes on like this; None when too early to say."""
-        fraction, elapsed = self.fraction(), self.elapsed_s
-        if fraction < 0.005 or elapsed < 2.0:
+        elapsed, fraction, rate = self.elapsed_s, self.fraction(), self.rate()
+        if elapsed < 2.0 or fraction < 0.005:
             return None
+        if rate > 0:
+            begun = self._ended.total() + len(self._moving)
+            missing = (self._ended_moved + len(self._moving)) / max(begun, 1)
+            rest = self._moving_total() - sum(done for done, _ in self._moving.values())
+            return (rest + self._waiting_bytes() * missing) / rate
         return elapsed * (1 - fraction) / fraction
