@@ -10,16 +10,13 @@ Source: nova ``virt/libvirt/imagebackend.py``, ``virt/libvirt/imagecache.py``, `
 
 import errno
 import fcntl
-import json
 import os
-import re
 import stat
 import time
 
 from . import conf
-from .core import Failure, os_failure, owner_and_mode
+from .core import Failure, decode, encode, os_failure, owner_and_mode
 
-BASE_NAME = re.compile("[0-9a-f]{40}")
 #: Back ends that a file in the cache would harm or that never read it.
 NO_CACHE = {
     "rbd": "its instances are cloned inside Ceph; a file in the cache would make each boot a full import",
@@ -119,7 +116,7 @@ class Cache:
         Raises:
             Failure: ``foreign``, when it is no regular file.
         """
-        if not BASE_NAME.fullmatch(base):
+        if len(base) != 40 or base.strip("0123456789abcdef"):
             raise Failure("protocol", "not a base file's name")
         if self.cache_fd is None:
             return None
@@ -214,7 +211,7 @@ class Cache:
                 base + ".json", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self.own_fd
             )
             with open(fd, "rb") as file:
-                manifest = json.loads(file.read(65536).decode("utf-8"))
+                manifest = decode(file.read(65536).decode("utf-8"))
             if (
                 manifest["version"] == 1
                 and manifest["base"] == base
@@ -236,7 +233,7 @@ class Cache:
         )
         try:
             os.fchmod(fd, 0o644)
-            os.write(fd, json.dumps(manifest, indent=1, sort_keys=True).encode("ascii") + b"\n")
+            os.write(fd, encode(manifest).encode("ascii") + b"\n")
             os.fsync(fd)
         finally:
             os.close(fd)

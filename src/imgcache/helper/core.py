@@ -7,8 +7,8 @@ a fetch needs is imported there. Python 3.6 syntax, standard library only.
 # mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
 # ruff: noqa: EM101, PLC0415 - a Failure's code is a literal; imports are dear on a warm host
 
+import _json
 import errno
-import json
 import os
 import resource
 import sys
@@ -88,6 +88,41 @@ def owner_and_mode(status):
     }
 
 
+def encode(value):
+    """Return a value as ASCII JSON on one line. The module ``json`` would double a warm host's work."""
+    if value is None or value is True or value is False:
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, str):
+        return _json.encode_basestring_ascii(value)
+    if isinstance(value, dict):
+        return "{%s}" % ", ".join(
+            "%s: %s" % (encode(str(key)), encode(item)) for key, item in value.items()
+        )
+    if isinstance(value, (list, tuple)):
+        return "[%s]" % ", ".join(map(encode, value))
+    return repr(value)
+
+
+def decode(text):
+    """Return what a JSON text holds, or raise ``ValueError``.
+
+    Source: CPython ``Modules/_json.c``, the core of ``json``; should it change, ``json`` takes over.
+    """
+    try:
+        return _json.make_scanner(_Decoding)(text, 0)[0]
+    except StopIteration:
+        raise ValueError("not JSON") from None
+    except (AttributeError, TypeError):
+        import json
+
+        return json.loads(text)
+
+
+class _Decoding:
+    strict, object_hook, object_pairs_hook, memo = True, None, None, {}
+    parse_int, parse_float, parse_constant = int, float, float
+
+
 class Session:
     """The conversation with the controller, and what its orders have set up so far."""
 
@@ -100,7 +135,7 @@ class Session:
 
     def send(self, frame):
         """Send one frame, or end when nobody reads any more."""
-        view = memoryview(json.dumps(frame).encode("ascii") + b"\n")
+        view = memoryview(encode(frame).encode("ascii") + b"\n")
         try:
             while view:
                 view = view[os.write(self.out_fd, view) :]
@@ -129,7 +164,7 @@ class Session:
         line = self.stdin.readline(MAX_FRAME_BYTES)
         if not line.endswith(b"\n"):
             raise EndOfInput
-        frame = json.loads(line.decode("utf-8"))
+        frame = decode(line.decode("utf-8"))
         if frame["op"] in ("data", "load"):
             size = frame["size"]
             frame["raw"] = self.stdin.read(size)
