@@ -41,7 +41,7 @@ def test_a_run_in_plain_lines() -> None:
     assert out.getvalue() == (
         "imgcache: 0/3 hosts done, 1 active, 0 failed; 25.0 MB of 300 MB, 5.00 MB/s; about 55s left\n"
         "imgcache: edge1-02: debian-12: error (space): needs 4 GB, has 1 GB\n"
-        "imgcache: 2/3 hosts done, 0 active, 1 failed; 100 MB of 200 MB, 9.09 MB/s; about 5.5s left\n"
+        "imgcache: 2/3 hosts done, 0 active, 1 failed; 100 MB of 200 MB, 9.09 MB/s; about 6s left\n"
         "imgcache: done in 11s: 1 cached, 1 existing, 1 error; 100 MB fetched; run run-1\n"
     )
 

@@ -5,6 +5,7 @@ Of many hosts with the same trouble the first few are named as they come, the re
 
 from __future__ import annotations
 
+from math import ceil
 from typing import TYPE_CHECKING
 
 from imgcache.events import HostEnded, HostStarted, ItemEnded, ItemRetry, Notice, RunEnded
@@ -145,5 +146,6 @@ def status_line(tally: Tally) -> str:
         )
     left = tally.eta_s()
     if left is not None:
-        parts.append(f"about {duration_text(left)} left")
+        # Tenths of seconds would promise too much.
+        parts.append(f"about {duration_text(left) if left > 10 else f'{ceil(left)}s'} left")
     return "; ".join(parts)

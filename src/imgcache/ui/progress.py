@@ -99,7 +99,15 @@ class ProgressDisplay:
 def _bar(fraction: float, columns: int) -> Table:
     # By itself, a bar does not end its line.
     line = Table.grid()
-    line.add_row(ProgressBar(total=1.0, completed=fraction, width=columns))
+    line.add_row(
+        ProgressBar(
+            total=1.0,
+            completed=fraction,
+            width=columns,
+            complete_style="blue",
+            finished_style="green",
+        )
+    )
     return line
 
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 _TICK_S = 0.25
 #: Progress beyond this backlog is dropped: whoever writes is stuck, and only the newest counts.
 _BACKLOG = 20_000
-#: How long the end of a run waits for displays that are stuck.
-_CLOSE_S = 5.0
 
 
 class Display(Protocol):
@@ -70,7 +68,8 @@ class DisplaySink:
     ) -> None:
         self._stop.set()
         if self._displays:
-            self._thread.join(_CLOSE_S)
+            # The run is over: now a stopped terminal may make us wait, as it does with any program.
+            self._thread.join()
         if self._bug is not None and value is None:
             raise self._bug
 
