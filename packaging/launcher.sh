@@ -20,8 +20,8 @@ unpack() {
 }
 
 # The second place is for those without a home, or with one where programs may not run (noexec).
-for folder in "${XDG_CACHE_HOME:-${HOME:-/nonexistent}/.cache}/imgcache/bin" \
-    "${TMPDIR:-/tmp}/imgcache-$(PATH="$PATH:/usr/bin:/bin" id -u)"; do
+cache=${XDG_CACHE_HOME:-${HOME:+$HOME/.cache}}
+for folder in ${cache:+"$cache/imgcache/bin"} "${TMPDIR:-/tmp}/imgcache-$(PATH="$PATH:/usr/bin:/bin" id -u)"; do
     ready "$folder" && exec "$folder/$digest/imgcache" "$@"
     if (PATH="$PATH:/usr/bin:/bin" && unpack "$folder") 2>/dev/null; then
         exec "$folder/$digest/imgcache" "$@"
