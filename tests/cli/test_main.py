@@ -25,7 +25,9 @@ PROGRAM = [sys.executable, "-m", "cli.odd_commands"]
 def odd_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(COMMANDS, "end", ("cli.odd_commands:end", "-"))
     monkeypatch.setitem(COMMANDS, "show", ("cli.odd_commands:show", "-"))
-    monkeypatch.setenv("PYTHONPATH", str(Path("tests").resolve()))
+    others = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    path = [str(Path("tests").resolve()), *filter(None, others)]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
 
 
 @pytest.mark.parametrize(
@@ -191,6 +193,19 @@ def test_a_reader_that_goes_away_is_no_traceback(form: str) -> None:
     assert b"Traceback" not in said
     assert b"Broken" not in said
     assert b"Exception" not in said
+
+
+@pytest.mark.row("C2")
+def test_a_reader_that_is_gone_before_the_result_is_no_traceback() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [*PROGRAM, "show", "3"], stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False
+    )
+    os.close(writer)
+    assert done.returncode == 0
+    assert b"Traceback" not in done.stderr
+    assert b"Broken" not in done.stderr
 
 
 @pytest.mark.row("C2")

@@ -67,6 +67,17 @@ def test_the_summary_stays() -> None:
 
 
 @pytest.mark.row("M6")
+@pytest.mark.parametrize("field", ["host", "image_name", "phase"])
+def test_a_hostile_string_in_a_row_is_escaped(field: str) -> None:
+    bad = "\x1b]0;t\x07\u202e"
+    names = {"host": "edge1-01", "image_name": IMAGE.name, "phase": "download"} | {field: bad}
+    progress = ItemProgress(**names, image_id=IMAGE.id, done_bytes=1, total_bytes=2)
+    plain = _REDRAW.sub("", shown(*run_of(1), progress))
+    assert "\\x1b]0;t\\x07\\u202e" in plain
+    assert_clean(plain)
+
+
+@pytest.mark.row("M6")
 def test_hostile_strings_are_escaped_and_no_markup_is_read() -> None:
     text = shown(
         *run_of(2),

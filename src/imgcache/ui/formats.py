@@ -100,9 +100,7 @@ def render(
 
 def json_text(document: object, *, indent: int | None = 2) -> str:
     """Return JSON in printable ASCII only; the values are exact save for lone surrogates."""
-    text = json.dumps(_well_formed(document), indent=indent, ensure_ascii=True, allow_nan=False)
-    # The one control character that JSON lets through; it can only be inside a string.
-    return text.replace("\x7f", "\\u007f")
+    return json.dumps(_well_formed(document), indent=indent, ensure_ascii=True, allow_nan=False)
 
 
 def _well_formed(value: object) -> object:
