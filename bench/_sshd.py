@@ -26,11 +26,14 @@ def enter_namespace() -> None:
     """
     if os.environ.get(_INSIDE):
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        # bash reads it at every login over ssh; what it does there is not what is measured.
+        if (rc_file := Path.home() / ".bashrc").exists():
+            subprocess.run(["mount", "--bind", "/dev/null", rc_file], check=True)
         return
     if os.geteuid() != 0:
         sys.exit("skipped: network namespaces need root")
     environment = {**os.environ, _INSIDE: "1"}
-    os.execvpe("unshare", ["unshare", "--net", sys.executable, *sys.argv], environment)
+    os.execvpe("unshare", ["unshare", "--net", "--mount", sys.executable, *sys.argv], environment)
 
 
 def address(number: int) -> str:

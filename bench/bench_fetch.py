@@ -123,8 +123,8 @@ async def fetch(url: str, folder: Path, size: int, value: str) -> tuple[float, f
                 "nova_conf": [],
             },
         )
-        await talk.result(opened)
-        await talk.load(FETCH_MODULES)
+        await talk.result(opened, timeout_s=30)
+        talk.load(FETCH_MODULES)
         memory = Memory(talk.hello.pid)
         memory.start()
         start = time.monotonic()
@@ -141,7 +141,7 @@ async def fetch(url: str, folder: Path, size: int, value: str) -> tuple[float, f
             run="bench",
         )  # fmt: skip
         async with talk.keep_alive():
-            await talk.result(order)
+            await talk.result(order, timeout_s=60)
         elapsed = time.monotonic() - start
     (folder / "_base" / base).unlink()
     return elapsed, memory.peak_mib
