@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +12,7 @@ from contract.image_service_suite import ImageServiceSuite
 from imgcache.images.open import open_image_service
 from imgcache.images.options import CloudOptions
 from imgcache.model import ImageServiceSettings
+from servers.openstack import ADMIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,19 +58,11 @@ class FolderShelf:
 class GlanceShelf:
     """A real Glance. Tests share it, so names of images that are not unique get lost with them."""
 
-    def __init__(
-        self,
-        glance: Glance,
-        settings: ImageServiceSettings,
-        options: CloudOptions,
-        token: str | None,
-    ) -> None:
+    def __init__(self, glance: Glance, service: ImageService, token: str | None) -> None:
         self._glance = glance
-        self._settings = settings
-        self._options = options
+        self._service = service
         self._token = token
         self._added: list[str] = []
-        self._open = ExitStack()
 
     def add(self, name: str, data: bytes, *, active: bool = True) -> str:
         image_id = self._glance.upload(name, data, token=self._token)
@@ -89,12 +81,10 @@ class GlanceShelf:
             file.write(more)
 
     def open(self) -> ImageService:
-        service = open_image_service(self._settings, self._options)
-        self._open.callback(service.close)
-        return service
+        # One for all tests: each new one asks Keystone for a token.
+        return self._service
 
     def end(self) -> None:
-        self._open.close()
         for image_id in self._added:
             self._glance.call("DELETE", f"/v2/images/{image_id}", token=self._token, expect=204)
 
@@ -105,15 +95,26 @@ class TestDirectory(ImageServiceSuite):
         return FolderShelf(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def admin_service(cloud: KeystoneAndGlance) -> Iterator[ImageService]:
+    # an admin may deactivate, and sees what everybody has
+    options = CloudOptions(values=cloud.settings(ADMIN))
+    with open_image_service(ImageServiceSettings(), options) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def admin_token(cloud: KeystoneAndGlance) -> str:
+    return cloud.token(ADMIN)
+
+
 @pytest.mark.openstack
 class TestGlanceWithKeystone(ImageServiceSuite):
     @pytest.fixture
-    def shelf(self, cloud: KeystoneAndGlance) -> Iterator[GlanceShelf]:
-        from servers.openstack import ADMIN
-
-        # an admin may deactivate, and sees what everybody has
-        options = CloudOptions(values=cloud.settings(ADMIN))
-        shelf = GlanceShelf(cloud.glance, ImageServiceSettings(), options, cloud.token(ADMIN))
+    def shelf(
+        self, cloud: KeystoneAndGlance, admin_service: ImageService, admin_token: str
+    ) -> Iterator[GlanceShelf]:
+        shelf = GlanceShelf(cloud.glance, admin_service, admin_token)
         yield shelf
         shelf.end()
 
@@ -125,6 +126,7 @@ class TestGlanceAlone(ImageServiceSuite):
     @pytest.fixture
     def shelf(self, glance_caching: Glance) -> Iterator[GlanceShelf]:
         settings = ImageServiceSettings(endpoint=glance_caching.url)
-        shelf = GlanceShelf(glance_caching, settings, CloudOptions(), None)
-        yield shelf
-        shelf.end()
+        with open_image_service(settings, CloudOptions()) as service:
+            shelf = GlanceShelf(glance_caching, service, None)
+            yield shelf
+            shelf.end()

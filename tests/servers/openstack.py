@@ -311,6 +311,8 @@ def _wsgi_argv(venv: Path, options: GlanceOptions, port: int, module: str) -> li
         "--need-app",
         "--no-orphans",
     ]
+    # As in Glance's own sample: uWSGI keeps no connection, and must say so, or clients run into resets.
+    argv += ["--add-header", "Connection: close"]
     argv += ["--buffer-size", "65535", "--chunked-input-limit", "8388608"]
     if options.prefix:
         return [*argv, "--mount", f"{options.prefix}={module}", "--manage-script-name"]

@@ -13,8 +13,9 @@ import requests
 from imgcache.errors import ImageProblemsError, ImageServiceError, Problem
 from imgcache.images.base import ImageService
 from imgcache.images.client import ServiceClient, answer_detail, error_from, request_id
+from imgcache.images.cloud import service_root
 from imgcache.images.records import image_from_record, is_image_id
-from imgcache.model import Image
+from imgcache.model import Image, ServiceAccess
 from imgcache.text import printable
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from imgcache.images.base import HostAccess
-    from imgcache.images.keystone import Cloud
+    from imgcache.images.cloud import Cloud
 
 BLOCK_BYTES = 1024 * 1024
 #: 37 characters an id: a hundred stay below the 8 KiB that proxies take for a line.
@@ -243,8 +244,23 @@ class GlanceImageService(ImageService):
         """See ``ImageService.host_access``."""
         from imgcache.images.access import open_host_access  # noqa: PLC0415 - pushed runs need none
 
-        host_url = self._host_endpoint or self._cloud.image_endpoint(self._host_interface)
-        return open_host_access(self._cloud, self._client, host_url, images, run_id, lifetime_s)
+        return open_host_access(
+            self._cloud,
+            self._client,
+            self._host_url(),
+            images,
+            run_id=run_id,
+            lifetime_s=lifetime_s,
+        )
+
+    def access_without_token(self) -> ServiceAccess | None:
+        """See ``ImageService.access_without_token``."""
+        cloud = self._cloud
+        url = service_root(self._host_url())
+        return ServiceAccess(url=url, token=None, ca_pem=cloud.ca_pem, insecure=cloud.insecure)
+
+    def _host_url(self) -> str:
+        return self._host_endpoint or self._cloud.image_endpoint(self._host_interface)
 
 
 @dataclass(frozen=True, slots=True)
