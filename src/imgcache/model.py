@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
 from typing import TYPE_CHECKING, Literal, NewType
 
 if TYPE_CHECKING:
@@ -175,3 +177,110 @@ class ServiceAccess:
     """Certificates to trust, PEM; None: the host's own."""
     insecure: bool
     """Do not check the certificate; only by the operator's explicit choice."""
+
+
+class EntryKind(StrEnum):
+    """What a file in a cache is, by the shape of its name.
+
+    Source: nova ``virt/libvirt/imagecache.py``, ``_scan_base_images``.
+    """
+
+    ORIGINAL = "original"
+    RESIZED = "resized"
+    SWAP = "swap"
+    EPHEMERAL = "ephemeral"
+    STAGING = "staging"
+    """A transfer's file, ours or Nova's (``.part``, ``.converted``)."""
+    FOREIGN = "foreign"
+    """Nothing of Nova's or ours; never touched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What imgcache wrote down beside a base file when it fetched or adopted it."""
+
+    image_id: ImageId
+    image_name: str
+    digest: Digest
+    """Of the original bytes, as verified."""
+    stored_digest: Digest
+    """Of the file on the disk."""
+    stored_size_bytes: int
+    stored_format: str
+    disk_format: str
+    source: str
+    cached_at: datetime
+    touched_at: datetime | None
+    verified_at: datetime | None
+    pinned_until: datetime | None
+    """None: not pinned; ``PIN_FOREVER``: for ever."""
+
+
+PIN_FOREVER = datetime.max.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheEntry:
+    """One file in a host's cache, as the host reports it."""
+
+    name: str
+    """Sanitised; for kinds other than foreign exactly the file's name."""
+    kind: EntryKind
+    size_bytes: int
+    """Apparent size."""
+    allocated_bytes: int
+    """Allocated blocks, as Nova counts (st_blocks x 512)."""
+    format: str | None
+    """By the header: raw, qcow2 …; None when not looked at."""
+    age_s: float
+    """Since its mtime, by the host's own clock; negative when the mtime lies in the future."""
+    inode: int
+    mtime_ns: int
+    links: int
+    users: int | None
+    """How many instances or processes use it; None when the host's evidence is incomplete."""
+    used_by: tuple[str, ...]
+    """A few of them, sanitised, for people."""
+    live: bool
+    """For staging files: someone is at work on it."""
+    manifest: Manifest | None
+
+
+@dataclass(frozen=True, slots=True)
+class CachePolicy:
+    """What the host's own nova.conf says about the life of its cache."""
+
+    remove_unused: bool
+    original_min_age_s: float
+    resized_min_age_s: float
+    reserved_host_disk_mb: int
+    reserves_cache: bool
+    """``[workarounds] reserve_disk_resource_for_image_cache``."""
+    manager_interval_s: int
+    """-1: Nova's cache manager never runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostCache:
+    """A host's cache, as the host reports it at one moment."""
+
+    cache_path: str
+    instances_path: str
+    entries: tuple[CacheEntry, ...]
+    policy: CachePolicy
+    filesystem: str
+    """Its type: ext4, xfs, nfs …"""
+    filesystem_size_bytes: int
+    filesystem_free_bytes: int
+    own_filesystem: bool
+    """Whether the cache is on another file system than ``instances_path``."""
+    nova_usage_bytes: int
+    """What Nova's ``get_disk_usage`` counts."""
+    evidence_problems: tuple[str, ...]
+    """What could not be read while looking for users; anything here means: remove nothing."""
+    storage_id: str | None
+    """The same for all hosts that share this cache; None when it is not shared."""
+    shares_with: tuple[str, ...]
+    """Other hosts that used the storage within 24 h, by Nova's ``compute_nodes`` file; sanitised."""
+    nodename: str
+    """What the host calls itself there."""
