@@ -115,14 +115,10 @@ class Conf:
 
     def _variable(self, name, section, setting, depth):
         group, dot, option = name.partition(".")
-        names = (
-            ((group if group == "DEFAULT" else group.lower(), option),)
-            if dot
-            else ((section, name), ("DEFAULT", name))
-        )
+        names = ((group.lower(), option),) if dot else ((section, name), ("DEFAULT", name))
         found = self.lookup(names)
-        if (found is None and option in OPTIONS) or name in OPTIONS:
-            found = found or (OPTIONS[name][1], "default")
+        if found is None and name in OPTIONS:
+            found = OPTIONS[name][1], "default"
         if found is None or depth > 10:
             raise Failure(
                 "config",
@@ -134,9 +130,11 @@ class Conf:
 
 def _leading_name(text):
     length = 0
+    if text[:1] in "0123456789.":
+        return ""
     while length < len(text) and text[length] in _NAME:
         length += 1
-    return text[:length].rstrip(".")
+    return text[:length]
 
 
 def parse(path, lines):
@@ -187,7 +185,7 @@ def _refuse(path, number, reason):
 
 def _boolean(setting, value, origin):
     try:
-        return _BOOLEANS[value.strip().lower()]
+        return _BOOLEANS[value.lower()]
     except KeyError:
         raise Failure(
             "config", "%s: %s must be true or false, not %r" % (origin, setting, value[:60])
