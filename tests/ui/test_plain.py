@@ -46,6 +46,16 @@ def test_a_run_in_plain_lines() -> None:
     )
 
 
+def test_a_run_without_items_sums_up_its_hosts() -> None:
+    clock, out = Clock(), io.StringIO()
+    display = PlainDisplay(0, out, clock=clock)
+    display.emit(RunStarted("run-1", "check", 2, 0, 0, 10))
+    display.emit(HostEnded("edge1-01", failed=False))
+    display.emit(HostEnded("edge1-02", failed=True))
+    display.emit(RunEnded(interrupted=False))
+    assert out.getvalue() == "imgcache: done in 0.0s: 2 hosts, 1 failed; run run-1\n"
+
+
 @pytest.mark.row("C10")
 @pytest.mark.row("M6")
 def test_nothing_but_printable_ascii_where_no_more_is_possible() -> None:

@@ -118,6 +118,13 @@ def test_images_of_different_size_count_by_their_size() -> None:
     assert tally.expected_bytes == 200 * MB
 
 
+def test_a_run_without_items_counts_its_hosts() -> None:
+    tally = Tally(Clock())
+    tally.take(started(hosts=4, images=0, size=0))
+    tally.take(HostEnded("h1", failed=False))
+    assert tally.fraction() == pytest.approx(1 / 4)
+
+
 @pytest.mark.row("M4")
 def test_nonsense_numbers_break_nothing() -> None:
     tally = Tally(Clock())

@@ -127,10 +127,12 @@ def summary_line(tally: Tally, *, interrupted: bool) -> str:
     counts = [
         f"{tally.words[word.value]} {word.value}" for word in OutcomeWord if tally.words[word.value]
     ]
+    if not counts:  # a command without items, such as check
+        counts = [f"{tally.hosts_done} hosts, {tally.hosts_failed} failed"]
     began = "interrupted after" if interrupted else "done in"
     fetched = f"; {size_text(tally.fetched_bytes)} fetched" if tally.fetched_bytes else ""
     return (
-        f"{began} {duration_text(tally.elapsed_s)}: {', '.join(counts) or 'nothing to do'}{fetched}; "
+        f"{began} {duration_text(tally.elapsed_s)}: {', '.join(counts)}{fetched}; "
         f"run {printable(tally.run_id)}"
     )
 

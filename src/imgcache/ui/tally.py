@@ -162,11 +162,9 @@ class Tally:
             done = sum(count * self._size(one) for one, count in self._ended.items())
             return min((done + sum(part * self._size(one) for one, part in parts)) / all_bytes, 1.0)
         items = self.hosts * self._images
-        return (
-            min((self._ended.total() + sum(part for _, part in parts)) / items, 1.0)
-            if items
-            else 0.0
-        )
+        if items:
+            return min((self._ended.total() + sum(part for _, part in parts)) / items, 1.0)
+        return min(self.hosts_done / self.hosts, 1.0) if self.hosts else 0.0
 
     def eta_s(self) -> float | None:
         """Return the seconds that are left if it goes on like this; None when too early to say."""
