@@ -22,8 +22,10 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -73,7 +75,7 @@ def _environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 class Server:
-    """One server process; ``stop`` ends it by its pid, with its workers."""
+    """One server process, leader of a group of its own with its workers."""
 
     def __init__(
         self, argv: Sequence[str], env: Mapping[str, str], log: Path, ready_url: str
@@ -106,13 +108,9 @@ class Server:
         message = f"{self._ready_url} never answered:\n{tail}"
         raise RuntimeError(message)
 
-    def stop(self, *, hard: bool = False) -> None:
-        """End it, softly first unless ``hard``; idempotent."""
+    def stop(self) -> None:
+        """End it with its workers, at once: nothing of its state is needed again. Idempotent."""
         if self.process.poll() is None:
-            if not hard:
-                self.process.terminate()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self.process.wait(10)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(10)
@@ -227,9 +225,9 @@ class GlanceOptions:
     prefix: str = ""
     """A path it is mounted below, as in ``/image``; uWSGI only."""
     page_size: int = 25
+    web_port: int = 80
+    """The loopback port at which images of the http store may be."""
     policy: Mapping[str, str] = field(default_factory=dict)
-    extra: str = ""
-    """Lines for the end of glance-api.conf."""
 
 
 def _glance_conf(
@@ -262,6 +260,7 @@ filesystem_store_datadir = {state}/staging
 filesystem_store_datadir = {state}/tasks
 [import_filtering_opts]
 allowed_hosts = [127.0.0.1]
+allowed_ports = [{options.web_port}]
 [database]
 connection = sqlite:///{state}/glance.sqlite
 [oslo_concurrency]
@@ -285,7 +284,7 @@ user_domain_id = default
 project_domain_id = default
 {"service_type = image" if options.service_type else ""}
 """
-    return text + options.extra
+    return text
 
 
 def _wsgi_argv(venv: Path, options: GlanceOptions, port: int, module: str) -> list[str]:
@@ -394,6 +393,13 @@ class Glance:
         )
         return image_id
 
+    def register(self, name: str, url: str, *, token: str | None = None, **fields: Any) -> str:
+        """Make an image whose data is at a URL: active, with neither checksum nor hash; return its id."""
+        image_id = self.create(name, token=token, **fields)
+        location = {"op": "add", "path": "/locations/-", "value": {"url": url, "metadata": {}}}
+        self.patch(image_id, location, token=token)
+        return image_id
+
     def patch(self, image_id: str, *changes: dict[str, Any], token: str | None = None) -> None:
         """Change a record by JSON patch operations."""
         headers = {"Content-Type": "application/openstack-images-v2.1-json-patch"}
@@ -405,6 +411,50 @@ class Glance:
     def stored(self, image_id: str) -> Path:
         """Return where the image's data is, for damage behind Glance's back."""
         return self.state / "store" / image_id
+
+
+class Origin:
+    """A web server for the http store, in a thread: path -> content."""
+
+    def __init__(self) -> None:
+        files: dict[str, bytes] = {}
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self._answer(body=True)
+
+            def do_HEAD(self) -> None:
+                self._answer(body=False)
+
+            def _answer(self, *, body: bool) -> None:
+                content = files.get(self.path)
+                self.send_response(200 if content is not None else 404)
+                self.send_header("Content-Length", str(len(content or b"")))
+                self.end_headers()
+                if body:
+                    self.wfile.write(content or b"")
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self.files = files
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port: int = self._server.server_address[1]
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.05,), name="origin"
+        )
+        self._thread.start()
+
+    def url(self, path: str, content: bytes) -> str:
+        """Serve ``content`` at ``path``; return its URL."""
+        self.files[path] = content
+        return f"http://127.0.0.1:{self.port}{path}"
+
+    def stop(self) -> None:
+        """End it."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
 
 
 def copy_glance_state(template: Path, folder: Path) -> Path:
@@ -535,6 +585,7 @@ class KeystoneAndGlance:
             self.keystone.move_identity(token=admin)
             urls = {"public": self.glance.url, "internal": self.glance.url + "/v2/"}
             self.keystone.publish("image", urls, token=admin)
+            self.admin_token = admin
             self.glance.server.wait_ready()
         except BaseException:
             self.stop()

@@ -14,8 +14,10 @@ import pytest
 
 from servers.openstack import (
     OPEN_POLICY,
+    Glance,
     GlanceOptions,
     KeystoneAndGlance,
+    Origin,
     find_venv,
     open_glance,
     prepare_template,
@@ -24,8 +26,6 @@ from servers.openstack import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-    from servers.openstack import Glance
 
 
 @pytest.fixture(scope="session")
@@ -56,11 +56,21 @@ def cloud(
 
 
 @pytest.fixture(scope="session")
-def glance_open(
-    openstack_template: Path, tmp_path_factory: pytest.TempPathFactory
+def origin() -> Iterator[Origin]:
+    """A web server that holds images of Glance's http store."""
+    server = Origin()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def glance_plain(
+    openstack_template: Path, tmp_path_factory: pytest.TempPathFactory, origin: Origin
 ) -> Iterator[Glance]:
-    """Glance without Keystone, under uWSGI, no cache middleware."""
-    with open_glance(openstack_template, tmp_path_factory.mktemp("glance") / "state") as glance:
+    """Glance without Keystone, under uWSGI, no cache middleware; its http store knows ``origin``."""
+    options = GlanceOptions(policy=OPEN_POLICY, web_port=origin.port)
+    state = tmp_path_factory.mktemp("glance") / "state"
+    with open_glance(openstack_template, state, options) as glance:
         yield glance
 
 
@@ -70,19 +80,26 @@ def glance_caching(
 ) -> Iterator[Glance]:
     """Glance without Keystone, under uWSGI, with the cache middleware."""
     options = GlanceOptions(cache=True, policy=OPEN_POLICY)
-    with open_glance(
-        openstack_template, tmp_path_factory.mktemp("glance") / "state", options
-    ) as glance:
+    state = tmp_path_factory.mktemp("glance") / "state"
+    with open_glance(openstack_template, state, options) as glance:
         yield glance
 
 
 @pytest.fixture(scope="session")
-def glance_caching_gunicorn(
-    openstack_template: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Glance]:
-    """Glance without Keystone, under gunicorn, with the cache middleware."""
+def glance_caching_gunicorn(glance_caching: Glance) -> Iterator[Glance]:
+    """The same images as ``glance_caching``, served by gunicorn, with a cache of its own."""
     options = GlanceOptions(wsgi="gunicorn", cache=True, policy=OPEN_POLICY)
-    with open_glance(
-        openstack_template, tmp_path_factory.mktemp("glance") / "state", options
-    ) as glance:
+    with Glance(glance_caching.state, options) as glance:
         yield glance
+
+
+@pytest.fixture(scope="session")
+def glance_without_service_type(cloud: KeystoneAndGlance) -> Glance:
+    """One more Glance of ``cloud`` that refuses tokens with access rules; ends with ``cloud``."""
+    return cloud.another(GlanceOptions(service_type=False))
+
+
+@pytest.fixture(scope="session")
+def glance_below_prefix(cloud: KeystoneAndGlance) -> Glance:
+    """One more Glance of ``cloud``, mounted at ``/image``; ends with ``cloud``."""
+    return cloud.another(GlanceOptions(prefix="/image"))

@@ -124,6 +124,9 @@ def open_host_access(
         AuthenticationError: no token can be had.
         ImageServiceUnreachableError: Keystone or Glance does not answer.
     """
+    if not images:
+        message = "access for hosts to no image at all"
+        raise ValueError(message)
     host_url = service_root(host_url)
     warnings = _tls_warnings(cloud)
     with ExitStack() as stack:
@@ -188,7 +191,7 @@ def _from_keystone(
     access = cloud.access()
     try:
         url = _keystone_url(cloud)
-        if access is None or url is None or not wanted.paths:
+        if access is None or url is None:
             message = "Keystone v3 was not found"
             raise CredentialRefusedError(message)
         maker = CredentialMaker(cloud, access, url)
