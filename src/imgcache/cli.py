@@ -19,7 +19,7 @@ from imgcache.commands._argv import asks_json, hoist_global_options, refuse_secr
 from imgcache.commands._output import Invocation
 from imgcache.errors import ExitCode, ImgcacheError, UsageError
 from imgcache.text import printable
-from imgcache.ui.failures import bug_document, error_document, error_lines, say
+from imgcache.ui.failures import end_document, error_document, error_lines, say
 
 #: Command -> where its function is, and its line in ``imgcache --help`` (the docstring's first line).
 COMMANDS = {
@@ -189,7 +189,8 @@ def main(argv: Sequence[str]) -> int:
     except typer.TyperException as exc:
         return _fail(_usage_error(exc), as_json=as_json)
     except (KeyboardInterrupt, typer.Abort):
-        say(["imgcache: interrupted"], sys.stderr)
+        document = end_document("Interrupted", "interrupted", ExitCode.INTERRUPTED)
+        say(["imgcache: interrupted"], sys.stderr, document if as_json else None)
         return ExitCode.INTERRUPTED
     except Exception as exc:  # noqa: BLE001 - the one place: what is not expected is a bug of ours
         return _bug(exc, called, as_json=as_json)
@@ -239,5 +240,5 @@ def _bug(exc: Exception, called: Invocation, *, as_json: bool) -> int:
         )
     if called.verbosity >= 2:
         lines += traceback_lines(exc)
-    say(lines, sys.stderr, bug_document(summary) if as_json else None)
+    say(lines, sys.stderr, end_document("Bug", summary, ExitCode.BUG) if as_json else None)
     return ExitCode.BUG

@@ -54,11 +54,14 @@ def test_how_a_command_ends_is_its_exit_code(
     assert "Traceback" not in captured.err
 
 
-def test_a_bug_is_machine_readable_too(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["end", "bug", "-f", "json"]) == 70
+@pytest.mark.parametrize(("how", "code"), [("bug", 70), ("interrupt", 130), ("config", 2)])
+def test_every_early_end_is_machine_readable_too(
+    capsys: pytest.CaptureFixture[str], how: str, code: int
+) -> None:
+    assert main(["end", how, "-f", "json"]) == code
     document = json.loads(capsys.readouterr().err.splitlines()[-1])
     jsonschema.validate(document, SCHEMA)
-    assert document["error"]["exit_code"] == 70
+    assert document["error"]["exit_code"] == code
 
 
 @pytest.mark.row("M6")

@@ -12,13 +12,14 @@ from imgcache import errors
 from imgcache.errors import (
     ConfigError,
     ErrorCode,
+    ExitCode,
     HostError,
     ImageProblemsError,
     ImgcacheError,
     Problem,
     UsageError,
 )
-from imgcache.ui.failures import bug_document, error_document, error_lines, say
+from imgcache.ui.failures import end_document, error_document, error_lines, say
 from ui.samples import HOSTILE, assert_clean
 
 SCHEMA = json.loads(Path("docs/schemas/error.json").read_text(encoding="utf-8"))
@@ -52,7 +53,7 @@ def test_errors_for_programs_are_as_their_schema_says() -> None:
         ImgcacheError("the result cannot be written"),
     ):
         jsonschema.validate(error_document(error), SCHEMA)
-    jsonschema.validate(bug_document("a bug"), SCHEMA)
+    jsonschema.validate(end_document("Bug", "a bug", ExitCode.BUG), SCHEMA)
 
 
 def test_the_schema_knows_every_error() -> None:
@@ -62,7 +63,7 @@ def test_the_schema_knows_every_error() -> None:
         if isinstance(value, type) and issubclass(value, ImgcacheError) and not name.startswith("_")
     }
     kinds = set(SCHEMA["properties"]["error"]["properties"]["kind"]["enum"])
-    assert kinds == {*classes, "Bug"}
+    assert kinds == {*classes, "Bug", "Interrupted"}
 
 
 @pytest.mark.row("M6")

@@ -10,6 +10,8 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from imgcache.errors import ErrorCode, UsageError
 from imgcache.plan import Outcome, OutcomeWord, Report
@@ -133,6 +135,21 @@ def test_hostile_strings_come_out_escaped(form: Format, *, detailed: bool) -> No
         assert len(text.splitlines()) == (1 if form is Format.VALUE else 2)
     if form in {Format.JSON, Format.YAML}:
         assert text.isascii()
+
+
+@pytest.mark.row("M6")
+@pytest.mark.row("R20")
+@settings(deadline=None, database=None)  # a busy machine is no failure; nothing is left behind
+@given(st.text(st.characters(), max_size=40))
+def test_no_text_at_all_gets_out_raw(text: str) -> None:
+    made = report(outcome(text, image_name=text, reason=text))
+    for form in Format:
+        shown = text_of(made, form)
+        assert_clean(shown, allowed="\n\t" if form is Format.VALUE else "\n")
+        categories = {unicodedata.category(char) for char in shown} - {"Cc"}
+        assert not categories & {"Cs", "Zl", "Zp"}
+    assert len(text_of(made).splitlines()) == 2
+    assert json.loads(text_of(made, Format.JSON)) == yaml.safe_load(text_of(made, Format.YAML))
 
 
 @pytest.mark.row("M6")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 
 import pytest
@@ -8,6 +9,7 @@ from rich.console import Console
 
 from imgcache.events import Event, HostStarted, ItemProgress, Notice, RunEnded, RunStarted
 from imgcache.ui.progress import ProgressDisplay
+from imgcache.ui.stream import discard
 from ui.clock import Clock
 from ui.samples import HOSTILE, IMAGE, assert_clean
 
@@ -60,6 +62,18 @@ def test_the_cursor_is_never_left_hidden() -> None:
     text = out.getvalue()
     assert text.rfind("\x1b[?25h") > text.rfind("\x1b[?25l")
     display.close()
+
+
+@pytest.mark.row("C2")
+def test_a_reader_that_went_away_is_an_error_for_the_sink() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    stream = os.fdopen(writer, "w", encoding="utf-8")
+    display = ProgressDisplay(0, stream, clock=Clock())
+    with pytest.raises(BrokenPipeError):
+        display.emit(Notice("hello"))
+    discard(stream)
+    stream.close()
 
 
 def test_the_summary_stays() -> None:

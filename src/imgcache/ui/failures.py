@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TextIO
 
-from imgcache.errors import ConfigError, ExitCode, ImageProblemsError
+from imgcache.errors import ConfigError, ImageProblemsError
 from imgcache.text import printable
 from imgcache.ui.formats import json_text
 from imgcache.ui.stream import discard, fit
 
 if TYPE_CHECKING:
-    from imgcache.errors import ImgcacheError, Problem
+    from imgcache.errors import ExitCode, ImgcacheError, Problem
 
 #: Room for a whole usage text in one message.
 _LIMIT = 2000
@@ -40,14 +40,14 @@ def error_document(error: ImgcacheError) -> dict[str, object]:
     }
 
 
-def bug_document(message: str) -> dict[str, object]:
-    """Return an error of our own code in the same shape."""
+def end_document(kind: str, message: str, code: ExitCode) -> dict[str, object]:
+    """Return an end that is no ``ImgcacheError``, a ``Bug`` or ``Interrupted``, in the same shape."""
     detail: dict[str, object] = {
-        "kind": "Bug",
+        "kind": kind,
         "message": message,
         "hint": None,
         "problems": [],
-        "exit_code": int(ExitCode.BUG),
+        "exit_code": int(code),
     }
     return {"error": detail}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from itertools import islice
 from typing import TYPE_CHECKING, TextIO
@@ -32,6 +34,13 @@ _ROWS = 10
 _FREE_LINES = 5
 
 
+class _Console(Console):
+    """Rich's own ends the thread when nobody reads any more; that is for the sink to deal with."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 class ProgressDisplay:
     """See ``imgcache.ui.sink.Display``. Strings are never read as Rich's markup."""
 
@@ -45,7 +54,7 @@ class ProgressDisplay:
     ) -> None:
         self._messages = Messages(verbosity)
         self._tally = Tally(clock)
-        self._console = console or Console(file=stream, highlight=False, markup=False, emoji=False)
+        self._console = console or _Console(file=stream, highlight=False, markup=False, emoji=False)
         self._live = Live(
             console=self._console,
             auto_refresh=False,
