@@ -119,19 +119,24 @@ def _confirmed(plan: "TrustPlan", output: Output, *, yes: bool) -> bool:
     if not new or yes:
         return bool(new)
     count = "1 host is" if len(new) == 1 else f"{len(new)} hosts are"
-    if not (sys.stdin and sys.stdin.isatty()):
+    if not (sys.stdin and sys.stdin.isatty() and sys.stderr):
         output.show(_listing(plan), ExitCode.USAGE)
         message = f"no key was added: {count} new, and there is no terminal to ask"
         raise UsageError(message, hint="compare the fingerprints, then run it again with --yes")
     files = ", ".join(dict.fromkeys(str(item.known_hosts) for item in new))
     shown = render(_listing(plan), Format.TABLE)
     say([*shown.splitlines(), "", f"{count} new; the keys go into {files}."], sys.stderr)
-    if not typer.confirm(
-        "Are these the fingerprints of your hosts, and shall they be added?", err=True
-    ):
+    if not _says_yes("Are these the fingerprints of your hosts, and shall they be added?"):
         message = "no key was added: the answer was no"
         raise UnsafePlanError(message)
     return True
+
+
+def _says_yes(question: str) -> bool:
+    """Ask on standard error; the library's own prompt puts a blank on standard output."""
+    sys.stderr.write(f"{question} [y/N]: ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
 
 def _listing(plan: "TrustPlan") -> Listing:

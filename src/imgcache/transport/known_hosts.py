@@ -89,18 +89,18 @@ def known_hosts_line(name: str, key: ScannedKey) -> str:
     Raises:
         HostError: code ``hostkey-unknown``: a key of a kind, or of a size, that nobody should trust.
     """
-    from paramiko import PKey  # noqa: PLC0415 - 150 ms, only for who writes
-    from paramiko.hostkeys import HostKeyEntry  # noqa: PLC0415
+    from paramiko.hostkeys import HostKeyEntry  # noqa: PLC0415 - 150 ms, only for who writes
+    from paramiko.pkey import PKey, UnknownKeyType  # noqa: PLC0415
     from paramiko.ssh_exception import SSHException  # noqa: PLC0415
 
     algorithm, _, encoded = key.public_key_text.partition(" ")
     try:
         blob = _decoded(encoded.split()[0] if encoded.split() else "")
         line = HostKeyEntry([name], PKey.from_type_string(algorithm, blob)).to_line()
-    except (SSHException, ValueError) as exc:
+    except (SSHException, UnknownKeyType, ValueError) as exc:
         message = f"its {printable(algorithm, 60)} key is not one that can be added"
         raise HostError(ErrorCode.HOSTKEY_UNKNOWN, message) from exc
-    if line is None or "\n" in line[:-1] or not line.endswith("\n"):
+    if line is None or not line.endswith("\n") or len(line.split()) != 3 or line.count("\n") != 1:
         message = f"{printable(name, 80)} gives no line of known_hosts"
         raise HostError(ErrorCode.HOSTKEY_UNKNOWN, message)
     return line
