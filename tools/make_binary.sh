@@ -15,8 +15,9 @@ main() {
             "As root: apt-get install libpython$(python_version .venv/bin/python)"
     say "building dist/imgcache"
     mkdir -p build dist
-    .venv/bin/python -m PyInstaller --noconfirm --log-level ERROR \
-        --distpath build/folder --workpath build/work packaging/imgcache.spec
+    .venv/bin/python -m PyInstaller --noconfirm --log-level WARN \
+        --distpath build/folder --workpath build/work packaging/imgcache.spec >build/log 2>&1 ||
+        die "PyInstaller failed:" "$(tail -n 50 build/log)"
     pack build/folder dist/imgcache
     dist/imgcache --version >/dev/null || die "the binary was built, but does not run"
     echo "$wanted" >build/binary.stamp

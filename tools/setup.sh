@@ -75,7 +75,7 @@ install_packages() {
     keep_services_stopped
     # Package lists may be missing or too old to install from: only then ask for new ones.
     # shellcheck disable=SC2086
-    apt_install $packages || { apt-get update -qq && apt_install $packages; }
+    apt_install $packages 2>/dev/null || { apt-get update -qq && apt_install $packages; }
     packages=$("$1" | xargs)
     [ -z "$packages" ] || die "installed, and yet missing: $packages"
 }
@@ -110,7 +110,7 @@ make_openstack_environment() {
     is_stamped .venv-openstack "$wanted" && return 0
     say "making .venv-openstack (a real Glance and Keystone for the tests)"
     make_environment .venv-openstack
-    .venv-openstack/bin/python -m pip install -q --disable-pip-version-check \
+    .venv-openstack/bin/python -m pip install -q --disable-pip-version-check --use-pep517 \
         -c tools/constraints-openstack.txt -r tools/requirements-openstack.txt
     echo "$wanted" >.venv-openstack/.stamp
 }
