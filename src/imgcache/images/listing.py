@@ -115,11 +115,13 @@ class _Reader:
         raise self._error()
 
     def _refuse_bombs(self, data: bytes) -> None:
-        """Refuse aliases, which can grow without end, and depth, which could end our stack."""
+        """Refuse aliases, which can grow without end; depth, which could end our stack; and tags."""
         depth = 0
         for event in yaml.parse(data, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent):
                 self._refuse(event, "aliases are not allowed")
+            if isinstance(event, yaml.NodeEvent) and getattr(event, "tag", None):
+                self._refuse(event, "tags are not allowed")
             if isinstance(event, yaml.CollectionStartEvent):
                 depth += 1
             elif isinstance(event, yaml.CollectionEndEvent):
