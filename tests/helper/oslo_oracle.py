@@ -1,7 +1,7 @@
 """Runs under a Python that has oslo.utils: says of each file named on standard input what oslo.utils thinks.
 
-One line in, ``<declared> <path>``; one line out, ``<accept|reject> <formats> <virtual size>``. The decision is
-Nova's: ``virt/images.py``, ``do_image_deep_inspection``.
+One line in, ``<declared> <path>``; one line out, ``<accept|reject> <formats> <virtual size>``. The
+decision is Nova's: ``virt/images.py``, ``do_image_deep_inspection``.
 """
 
 import logging
@@ -12,7 +12,7 @@ from oslo_utils.imageutils import format_inspector
 logging.disable(logging.CRITICAL)
 
 
-def judge(declared, path):
+def judge(declared: str, path: str) -> tuple[str, str, int]:
     """Return accept or reject, the formats seen, and the virtual size."""
     with open(path, "rb") as file:
         wrapper = format_inspector.InspectWrapper(file)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from imgcache.helper import formats, qemu
 from imgcache.helper.core import Failure
 

@@ -40,7 +40,7 @@ class Cache:
             raise Failure(
                 "nopath", "instances_path %s is not a folder on this host" % given, path=given
             )
-        self.parts = [part for part in values["cache_subdirectory"].split("/") if part]
+        self.parts = [part for part in values["cache_subdirectory"].split("/") if part not in ("", ".")]
         if values["cache_subdirectory"].startswith("/") or not self.parts or ".." in self.parts:
             raise Failure(
                 "config",
@@ -189,8 +189,7 @@ class Cache:
             ) from error
 
     def _new_lock_file(self, name, flags):
-        like = os.fstat(self.locks_fd)
-        mine = os.geteuid() == like.st_uid
+        mine = os.geteuid() == self.owner.st_uid
         before = os.umask(0)
         try:
             fd = os.open(name, flags, 0o644 if mine else 0o666, dir_fd=self.locks_fd)
@@ -198,7 +197,7 @@ class Cache:
             os.umask(before)
         if not mine and os.fstat(fd).st_uid == os.geteuid():
             try:
-                os.fchown(fd, -1, like.st_gid)
+                os.fchown(fd, -1, self.owner.st_gid)
                 os.fchmod(fd, 0o664)
             except OSError:
                 pass  # not our group: it stays open to all, or Nova could not boot this image any more
@@ -256,6 +255,8 @@ class Cache:
                     size=status.st_size,
                 )
             reason = "dry run" if dry else self._renew(base, status)
+        except FileNotFoundError:
+            return {"state": "absent"}  # Nova removed it just now
         finally:
             if lock_fd is not None:
                 os.close(lock_fd)

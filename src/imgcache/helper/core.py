@@ -106,16 +106,17 @@ def encode(value):
 def decode(text):
     """Return what a JSON text holds, or raise ``ValueError``.
 
-    Source: CPython ``Modules/_json.c``, the core of ``json``; should it change, ``json`` takes over.
+    Source: CPython ``Modules/_json.c``, the core of ``json``, which takes over when it is needed: the
+    core alone cannot say what is wrong with a text.
     """
     try:
         return _json.make_scanner(_Decoding)(text, 0)[0]
-    except StopIteration:
-        raise ValueError("not JSON") from None
-    except (AttributeError, TypeError):
+    except (StopIteration, SystemError, AttributeError, TypeError):
         import json
 
         return json.loads(text)
+    except RecursionError:
+        raise ValueError("JSON nested too deeply") from None
 
 
 class _Decoding:
