@@ -20,6 +20,7 @@ from imgcache.commands._output import Invocation
 from imgcache.errors import ExitCode, ImgcacheError, UsageError
 from imgcache.text import printable
 from imgcache.ui.failures import end_document, error_document, error_lines, say
+from imgcache.ui.log import RunLog, traceback_lines
 
 #: Command -> where its function is, and its line in ``imgcache --help`` (the docstring's first line).
 COMMANDS = {
@@ -194,6 +195,9 @@ def main(argv: Sequence[str]) -> int:
         return ExitCode.INTERRUPTED
     except Exception as exc:  # noqa: BLE001 - the one place: what is not expected is a bug of ours
         return _bug(exc, called, as_json=as_json)
+    finally:
+        if called.log:
+            _close(called.log)
 
 
 def _call(argv: list[str], called: Invocation) -> int:
@@ -213,6 +217,16 @@ def _call(argv: list[str], called: Invocation) -> int:
     return int(code or 0)
 
 
+def _close(log: RunLog) -> None:
+    try:
+        log.close()
+    except OSError as exc:
+        say(
+            [f"imgcache: warning: the log file {printable(str(log.path))}: {exc.strerror}"],
+            sys.stderr,
+        )
+
+
 def _usage_error(exc: typer.TyperException) -> UsageError:
     """Say what the command line's library says, in our shape."""
     ctx = getattr(exc, "ctx", None)
@@ -227,8 +241,6 @@ def _fail(error: ImgcacheError, *, as_json: bool) -> int:
 
 def _bug(exc: Exception, called: Invocation, *, as_json: bool) -> int:
     """Tell of a bug: where the traceback is, or how to get it. It may end on a public tracker."""
-    from imgcache.ui.log import traceback_lines  # noqa: PLC0415 - for bugs only
-
     summary = f"a bug in imgcache: {type(exc).__name__}; this run ended early"
     lines = [f"imgcache: {summary}"]
     if called.log:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 import re
 import stat
@@ -69,6 +70,19 @@ def test_every_event_has_a_line_with_run_and_host(tmp_path: Path) -> None:
         ("WARNING", "run-1", "h2", "warning: admin role (avoid it)"),
         ("INFO", "run-1", "-", "ended"),
     ]  # fmt: skip
+
+
+def test_warnings_of_libraries_go_there_sanitised_and_nothing_else_of_them(tmp_path: Path) -> None:
+    library = logging.getLogger("some.library")
+    log = RunLog(tmp_path / "log")
+    library.warning("odd %s", HOSTILE)
+    library.info("not this")
+    log.close()
+    library.warning("not this either")
+    text = (tmp_path / "log").read_text(encoding="utf-8")
+    assert len(text.splitlines()) == 1
+    assert " WARNING run=- host=- odd \\x1b[31mred" in text
+    assert_clean(text)
 
 
 def test_it_appends_and_only_the_owner_may_read(tmp_path: Path) -> None:

@@ -39,7 +39,9 @@ class _LineFormatter(logging.Formatter):
 
     def __init__(self) -> None:
         super().__init__(
-            "%(asctime)sZ %(levelname)s run=%(run)s host=%(host)s %(message)s", "%Y-%m-%dT%H:%M:%S"
+            "%(asctime)sZ %(levelname)s run=%(run)s host=%(host)s %(message)s",
+            "%Y-%m-%dT%H:%M:%S",
+            defaults={"run": "-", "host": "-"},
         )
         self.converter = time.gmtime
 
@@ -89,6 +91,9 @@ class RunLog:
             message = "the log file cannot be opened; nothing was done"
             raise ConfigError(message, [problem]) from exc
         self._run = "-"
+        # Warnings of libraries have no other place; our own entries do not come this way.
+        self._handler.setLevel(logging.WARNING)
+        logging.getLogger().addHandler(self._handler)
 
     def emit(self, event: Event) -> None:
         """See ``Display``."""
@@ -103,14 +108,15 @@ class RunLog:
         """See ``Display``."""
 
     def close(self) -> None:
-        """See ``Display``."""
+        """See ``Display``; idempotent."""
+        logging.getLogger().removeHandler(self._handler)
         self._handler.close()
 
     def bug(self, exc: BaseException) -> None:
         """Write a traceback, one line per line, without the values of variables."""
         for line in traceback_lines(exc):
             self._write(logging.CRITICAL, None, line)
-        self._handler.close()
+        self.close()
 
     def _write(self, level: int, host: str | None, message: str) -> None:
         record = logging.LogRecord("imgcache", level, "", 0, message, None, None)
