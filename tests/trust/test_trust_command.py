@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import jsonschema
 import pytest
 
 from servers.openssh import OpenSshServer, available, free_port, write_key
@@ -225,6 +226,8 @@ def test_a_dead_host_is_listed_and_the_others_are_added(site: Site) -> None:
     result = site.run("--all", "--yes", "-f", "json")
     assert result.returncode == 1
     document = json.loads(result.stdout)
+    schema = Path(__file__).parents[2] / "docs" / "schemas" / "trust.json"
+    jsonschema.validate(document, json.loads(schema.read_text()))
     rows = {row["host"]: row for row in document["keys"]}
     assert {name: row["state"] for name, row in rows.items()} == {
         "e1": "new",

@@ -24,6 +24,7 @@ from imgcache.commands._output import Output, begin_output, invocation_of
 from imgcache.errors import ExitCode, UnsafePlanError, UsageError
 from imgcache.ui.failures import say
 from imgcache.ui.formats import Cell, Columns, Format, Listing, render
+from imgcache.ui.report import time_text
 
 if TYPE_CHECKING:
     from imgcache.operations.trust import HostTrust, TrustPlan
@@ -143,16 +144,12 @@ def _listing(plan: "TrustPlan") -> Listing:
     rows = [row for item in plan.hosts for row in _rows(item)]
     document: dict[str, object] = {
         "command": "trust",
-        "started_at": _time_text(plan.started_at),
-        "finished_at": _time_text(datetime.now(UTC)),
+        "started_at": time_text(plan.started_at),
+        "finished_at": time_text(datetime.now(UTC)),
         "keys": rows,
         "totals": plan.totals(),
     }
     return Listing(document, "keys", rows, TRUST_COLUMNS)
-
-
-def _time_text(moment: datetime) -> str:
-    return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _rows(item: "HostTrust") -> Iterator[dict[str, Cell]]:
