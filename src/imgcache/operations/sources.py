@@ -65,7 +65,10 @@ class RunSources:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
+        told = len(self._access.warnings) if self._access else 0
         await self._cleanup.aclose()
+        for warning in self._access.warnings[told:] if self._access else ():
+            self._sink.emit(Notice(warning))
 
     def kinds(self, image: Image) -> tuple[SourceKind, ...]:
         """See ``Sources``."""
