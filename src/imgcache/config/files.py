@@ -35,10 +35,21 @@ def find_inventory_file(named: Path | None, environ: Mapping[str, str]) -> Path:
         return expand_home(Path(environ["IMGCACHE_INVENTORY"]))
     places = [*_user_inventory(environ), _SYSTEM_INVENTORY]
     for place in places:
-        if place.exists():
+        if _seems_there(place):
             return place
     message = "no inventory: looked for " + " and ".join(str(place) for place in places)
     raise ConfigError(message, (), hint="name one with --inventory FILE or IMGCACHE_INVENTORY")
+
+
+def _seems_there(path: Path) -> bool:
+    """Return whether there is a file, or something that keeps us from seeing whether there is one."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _user_inventory(environ: Mapping[str, str]) -> tuple[Path, ...]:

@@ -151,7 +151,11 @@ class _Builder:
             self._hosts[host] = new
             self._note_cache(host, new)
             return
-        first = f"{self._document.where(seen.keys)}"
+        if (seen.settings, seen.cell, seen.site) != (new.settings, new.cell, new.site):
+            self._compare(host, seen, new)
+
+    def _compare(self, host: str, seen: _Seen, new: _Seen) -> None:
+        first = self._document.where(seen.keys)
         differing = [
             key
             for key in _SETTING_NAMES

@@ -130,3 +130,14 @@ def test_refuses_more_than_ten_mebibytes(tmp_path: Path) -> None:
     with path.open("r+b") as file:
         file.truncate(MAX_FILE_BYTES)
     assert load_inventory(path).aggregates
+
+
+def test_a_folder_that_cannot_be_looked_into_is_told(tmp_path: Path) -> None:
+    # A link to itself, since root may look into every folder.
+    place = tmp_path / "imgcache"
+    place.symlink_to(place)
+    environ = {"XDG_CONFIG_HOME": str(tmp_path)}
+    with pytest.raises(ConfigError) as caught:
+        load_inventory(None, environ)
+    (problem,) = caught.value.problems
+    assert problem.what.startswith("cannot be read: Too many levels of symbolic links")

@@ -198,6 +198,7 @@ aggregates:
 
 
 @pytest.mark.row("C8")
+@pytest.mark.row("S11")
 @pytest.mark.parametrize(
     ("settings", "what"),
     [
