@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import json
@@ -81,6 +82,8 @@ class Controller:
         self.last_id = 0
         self._writing = threading.Lock()
         self._done = threading.Event()
+        self._ready = threading.Condition()
+        self._ready_ids: set[int] = set()
         self._threads = [
             threading.Thread(target=self._read),
             threading.Thread(target=self._read_errors),
@@ -98,11 +101,14 @@ class Controller:
 
     def __exit__(self, *_: object) -> None:
         self._done.set()
+        with self._ready:
+            self._ready.notify_all()
         self.process.kill()
         self.process.wait()
         for thread in self._threads:
             thread.join()
-        self.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.stdin.close()
         for stream in (self.process.stdout, self.process.stderr):
             assert stream
             stream.close()
@@ -159,6 +165,19 @@ class Controller:
             self.tell("data", number, part, size=len(part))
         self.tell("data", number, size=0)
 
+    def push_when_ready(self, number: int, data: bytes) -> None:
+        """Send the bytes as soon as the helper asks for them, if it does; returns at once."""
+
+        def wait() -> None:
+            with self._ready:
+                self._ready.wait_for(lambda: self._done.is_set() or number in self._ready_ids, 30)
+            if number in self._ready_ids:
+                self.push(number, data)
+
+        thread = threading.Thread(target=wait)
+        self._threads.append(thread)
+        thread.start()
+
     def answer(self, number: int, timeout_s: float = 30) -> Frame:
         """Return the result or error of an order."""
         return self.event(number, "result", "error", timeout_s=timeout_s)
@@ -196,7 +215,7 @@ class Controller:
 
     def end(self, timeout_s: float = 20) -> int:
         """Close standard input and return the helper's exit status."""
-        with self._writing:
+        with self._writing, contextlib.suppress(BrokenPipeError):
             self.stdin.close()
         return self.process.wait(timeout_s)
 
@@ -211,6 +230,10 @@ class Controller:
             assert len(line) <= 65536
             frame = json.loads(line)
             self.frames.append(frame)
+            if frame["event"] == "ready":
+                with self._ready:
+                    self._ready_ids.add(frame["id"])
+                    self._ready.notify_all()
             self.received.put(frame)
         self.received.put(None)
 

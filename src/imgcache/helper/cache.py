@@ -255,6 +255,8 @@ class Cache:
                     size=status.st_size,
                 )
             reason = "dry run" if dry else self._renew(base, status)
+            if status.st_nlink > 1 and self.own_fd is not None and not dry:
+                self._unlink_leftovers(base, status)
         except FileNotFoundError:
             return {"state": "absent"}  # Nova removed it just now
         finally:
@@ -277,6 +279,17 @@ class Cache:
             "managed": managed,
             "reason": reason,
         }
+
+    def _unlink_leftovers(self, base, status):
+        """Remove the other name that a run left which died while publishing.
+
+        We hold Nova's lock, so no living run is between its link and its unlink.
+        """
+        for name in os.listdir(self.own_fd):
+            if name.startswith(base + ".") and name.endswith(".staging"):
+                there = os.stat(name, dir_fd=self.own_fd, follow_symlinks=False)
+                if os.path.samestat(there, status):
+                    os.unlink(name, dir_fd=self.own_fd)
 
     def _renew(self, base, status):
         """Set a final's times to now; return None, or why that was not possible."""

@@ -349,6 +349,7 @@ class Fetch:
                 self.cache.write_manifest(manifest)  # in case that hashing does not come to its end
                 stored["value"] = self.hash_stored(staging.fd, size, stored["algo"])
             self.cache.write_manifest(manifest)
+            os.fsync(self.cache.own_fd)
         except (Failure, OSError) as error:
             return "cached, but its manifest is incomplete: %s" % error
         return None

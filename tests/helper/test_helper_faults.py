@@ -1,0 +1,364 @@
+"""The disk fails, or the helper dies, at every step in turn: a final is absent, or complete."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helper.controller import PUSH, Controller, Frame, base_name, image_of
+
+DATA = os.urandom(300_000)
+IMAGE = image_of(DATA)
+BASE = base_name(IMAGE["id"])
+
+
+@pytest.fixture(scope="session")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build ``faults.c``."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if not compiler:
+        pytest.skip("no C compiler")
+    library = tmp_path_factory.mktemp("shim") / "faults.so"
+    source = Path(__file__).parent / "faults.c"
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
+    return library
+
+
+def attempt(
+    instances: Path, env: dict[str, str], image: Frame = IMAGE, data: bytes = DATA
+) -> Frame | None:
+    """Fetch under faults; None when the helper died of a signal."""
+    with Controller(env=env, ping=False) as helper:
+        helper.open(instances)
+        fetch = helper.fetch(image, PUSH)
+        helper.push_when_ready(fetch, data)
+        while True:
+            frame = helper.received.get(timeout=30)
+            if frame is None:
+                assert helper.process.wait(10) == -signal.SIGKILL, helper.stderr
+                return None
+            assert frame["event"] != "crash", frame
+            if frame.get("id") == fetch and frame["event"] in {"result", "error"}:
+                assert helper.end() == 0
+                return frame
+
+
+def assert_whole_or_absent(instances: Path, data: bytes = DATA) -> bool:
+    """Return whether the final is there; if so it is whole, and as Nova would have made it."""
+    final = instances / "_base" / BASE
+    if not final.exists():
+        return False
+    assert final.read_bytes() == data
+    assert final.stat().st_mode & 0o7777 == 0o644
+    return True
+
+
+def assert_rerun_works(instances: Path) -> None:
+    answer = attempt(instances, {})
+    assert answer is not None
+    assert answer["event"] == "result", answer
+    assert assert_whole_or_absent(instances)
+    left = [
+        name for name in os.listdir(instances / "_base/.imgcache") if not name.endswith(".json")
+    ]
+    assert [name for name in left if not name.endswith(".new")] == []
+    assert (instances / "_base" / BASE).stat().st_nlink == 1
+
+
+STEPS = [
+    ("write", 3), ("fsync", 4), ("fchmod", 2), ("linkat", 1), ("renameat", 1), ("unlinkat", 1), ("mkdirat", 3),
+    ("lock", 2),
+]  # fmt: skip
+EACH = [(name, number) for name, count in STEPS for number in range(1, count + 1)]
+
+
+@pytest.mark.row("T8")
+@pytest.mark.row("H19")
+@pytest.mark.parametrize(("name", "number"), EACH)
+@pytest.mark.parametrize("how", ["KILL", "KILLAFTER"])
+def test_killed_at_every_step(
+    shim: Path, instances: Path, name: str, number: int, how: str
+) -> None:
+    answer = attempt(instances, {"LD_PRELOAD": str(shim), "FAULT": f"{name}:{number}:{how}"})
+    if answer is not None:
+        pytest.fail(f"{name} is called fewer than {number} times")
+    assert_whole_or_absent(instances)
+    assert_rerun_works(instances)
+
+
+@pytest.mark.row("T8")
+@pytest.mark.row("H8")
+@pytest.mark.parametrize(("name", "number"), EACH)
+def test_io_error_at_every_step(shim: Path, instances: Path, name: str, number: int) -> None:
+    answer = attempt(instances, {"LD_PRELOAD": str(shim), "FAULT": f"{name}:{number}:{errno.EIO}"})
+    assert answer is not None
+    there = assert_whole_or_absent(instances)
+    if answer["event"] == "error":
+        assert answer["code"] == "io"
+        folder = instances / "_base/.imgcache"
+        assert not there or name in {"fsync", "unlinkat"}  # only after the link
+        assert name == "unlinkat" or not folder.exists() or list(folder.glob("*.staging")) == []
+    else:
+        assert there
+    assert_rerun_works(instances)
+
+
+@pytest.mark.row("H8")
+def test_a_failed_fsync_is_never_success(shim: Path, instances: Path) -> None:
+    answer = attempt(instances, {"LD_PRELOAD": str(shim), "FAULT": f"fsync:1:{errno.EIO}"})
+    assert answer is not None
+    assert (answer["event"], answer["code"]) == ("error", "io")
+    assert not (instances / "_base" / BASE).exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        pytest.param(errno.ENOSPC, "space", marks=pytest.mark.row("H6")),
+        pytest.param(errno.EDQUOT, "quota", marks=pytest.mark.row("H7")),
+        pytest.param(errno.EFBIG, "toobig", marks=pytest.mark.row("H7")),
+        pytest.param(errno.EIO, "io", marks=pytest.mark.row("H8")),
+        pytest.param(errno.EROFS, "io", marks=pytest.mark.row("H8")),
+    ],
+)
+@pytest.mark.parametrize("step", ["write:1", "write:2", "fsync:1"])
+def test_errors_are_told_apart(
+    shim: Path, instances: Path, number: int, code: str, step: str
+) -> None:
+    answer = attempt(instances, {"LD_PRELOAD": str(shim), "FAULT": f"{step}:{number}"})
+    assert answer is not None
+    assert (answer["event"], answer["code"]) == ("error", code)
+    assert os.listdir(instances / "_base/.imgcache") == []
+    assert not (instances / "_base" / BASE).exists()
+
+
+@pytest.mark.row("H15")
+@pytest.mark.parametrize("number", [1, 2])
+def test_without_locks_the_link_decides(shim: Path, instances: Path, number: int) -> None:
+    answer = attempt(instances, {"LD_PRELOAD": str(shim), "FAULT": f"lock:{number}:{errno.ENOLCK}"})
+    assert answer is not None
+    assert answer["state"] == "cached"
+    assert assert_whole_or_absent(instances)
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK])
+def test_without_hard_links_a_rename_that_overwrites_nothing(
+    shim: Path, instances: Path, number: int
+) -> None:
+    answer = attempt(instances, {"LD_PRELOAD": str(shim), "FAULT": f"linkat:1:{number}"})
+    assert answer is not None
+    assert answer["state"] == "cached"
+    assert assert_whole_or_absent(instances)
+    assert os.listdir(instances / "_base/.imgcache") == [f"{BASE}.json"]
+
+
+@pytest.mark.row("H21")
+@pytest.mark.row("R9")
+def test_order_of_the_commit(shim: Path, instances: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    answer = attempt(
+        instances, {"LD_PRELOAD": str(shim), "FAULT": "none:1:5", "FAULT_LOG": str(log)}
+    )
+    assert answer is not None
+    lines = log.read_text().splitlines()
+    staging = next(
+        line for line in lines if line.startswith("unlinkat") and line.endswith(".staging")
+    )
+    wanted = [
+        "lock file", "write ", "fchmod file", "fsync file", "lock file", f"linkat {BASE}", staging, "fsync folder",
+        "write ", "fsync file", f"renameat {BASE}.json",
+    ]  # fmt: skip
+    at = 0
+    for line in wanted:
+        assert line in lines[at:], (line, lines)
+        at = lines.index(line, at) + 1
+
+
+@pytest.mark.row("H19")
+@pytest.mark.row("T8")
+def test_killed_at_random_times(instances: Path, tmp_path: Path) -> None:
+    data = os.urandom(4 << 20)
+    image = image_of(data, id=IMAGE["id"])
+    moments = random.Random(1)
+    for _ in range(8):
+        with Controller(ping=False) as helper:
+            helper.open(instances)
+            fetch = helper.fetch(image, PUSH)
+            helper.push_when_ready(fetch, data)
+            helper.event(fetch, "ready")
+            time.sleep(moments.uniform(0, 0.08))
+            helper.process.kill()
+        if assert_whole_or_absent(instances, data):
+            (instances / "_base" / BASE).unlink()
+    answer = attempt(instances, {}, image, data)
+    assert answer is not None
+    assert answer["state"] == "cached"
+    assert os.listdir(instances / "_base/.imgcache") == [f"{BASE}.json"]
+
+
+def limited(kind: str, value: int) -> tuple[str, ...]:
+    """Return a command prefix that sets a resource limit."""
+    code = (
+        "import os,resource as r,sys;"
+        f"r.setrlimit(r.{kind},({value},{value}));os.execvp(sys.argv[1],sys.argv[1:])"
+    )
+    return (shutil.which("python3", path="/usr/bin:/usr/local/bin") or "python3", "-I", "-c", code)
+
+
+@pytest.mark.row("H7")
+def test_file_size_limit(instances: Path) -> None:
+    with Controller(prefix=limited("RLIMIT_FSIZE", 100_000)) as helper:
+        helper.open(instances)
+        fetch = helper.fetch(IMAGE, PUSH)
+        helper.push_when_ready(fetch, DATA)
+        assert helper.error(fetch)["code"] == "toobig"
+    assert os.listdir(instances / "_base/.imgcache") == []
+
+
+class Tmpfs:
+    """A small file system of our own, when that is possible."""
+
+    def __init__(self, path: Path, options: str) -> None:
+        self.path = path
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", path]
+        if (
+            os.geteuid() != 0
+            or subprocess.run(command, check=False, capture_output=True).returncode
+        ):
+            pytest.skip("mounting a tmpfs is not possible here")
+
+    def __enter__(self) -> Path:
+        return self.path
+
+    def __exit__(self, *_: object) -> None:
+        subprocess.run(["umount", "-l", self.path], check=True)
+
+
+def fetched(instances: Path, image: Frame, data: bytes, **limits: Any) -> Frame:
+    with Controller() as helper:
+        helper.open(instances)
+        fetch = helper.fetch(image, PUSH, **limits)
+        helper.push_when_ready(fetch, data)
+        return helper.answer(fetch)
+
+
+@pytest.mark.row("H5")
+@pytest.mark.row("R6")
+def test_no_room_is_told_before_a_byte_is_written(instances: Path) -> None:
+    with Tmpfs(instances, "size=1m"):
+        data = os.urandom(2 << 20)
+        answer = fetched(instances, image_of(data), data)
+        assert answer["code"] == "space"
+        assert answer["fields"]["need"] == len(data)
+        assert answer["fields"]["have"] <= 1 << 20
+        assert os.listdir(instances / "_base/.imgcache") == []
+
+
+@pytest.mark.row("H5")
+def test_the_reserve_stays_free(instances: Path) -> None:
+    room = os.statvfs(instances)
+    free = room.f_bavail * room.f_frsize
+    answer = fetched(instances, IMAGE, DATA, reserve=free + (1 << 40))
+    assert (answer["code"], answer["fields"]["reserve"]) == ("space", free + (1 << 40))
+    if free < 10 << 30:
+        pytest.skip("less than the default reserve is free here")
+    assert fetched(instances, IMAGE, DATA, reserve=None)["state"] == "cached"
+
+
+@pytest.mark.row("H5")
+@pytest.mark.qemu
+def test_room_for_the_converted_form_is_needed_as_well(instances: Path, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", made, "64M"], check=True)
+    data = made.read_bytes()
+    with Tmpfs(instances, "size=8m"):
+        for virtual_size in (64 << 20, None):  # known before, or only from the header
+            image = image_of(data, "qcow2", virtual_size=virtual_size)
+            answer = fetched(instances, image, data)
+            assert answer["code"] == "space"
+            assert answer["fields"]["need"] >= 64 << 20
+            assert os.listdir(instances / "_base/.imgcache") == []
+
+
+@pytest.mark.row("H6")
+def test_the_disk_fills_while_writing(instances: Path) -> None:
+    with Tmpfs(instances, "size=4m"), Controller() as helper:
+        data = os.urandom(3 << 20)
+        helper.open(instances)
+        fetch = helper.fetch(image_of(data), PUSH)
+        helper.event(fetch, "ready")
+        (instances / "other").write_bytes(bytes(2 << 20))
+        helper.push(fetch, data)
+        answer = helper.error(fetch)
+        assert answer["code"] == "space"
+        assert "have" in answer["fields"]
+        assert os.listdir(instances / "_base/.imgcache") == []
+        (instances / "other").unlink()
+        again = helper.fetch(image_of(data), PUSH)
+        helper.push_when_ready(again, data)
+        assert helper.result(again)["state"] == "cached"
+
+
+@pytest.mark.row("H6")
+@pytest.mark.qemu
+def test_the_disk_fills_while_converting(instances: Path, tmp_path: Path) -> None:
+    plain, made = tmp_path / "plain", tmp_path / "made"
+    plain.write_bytes(os.urandom(1 << 20) * 6)
+    subprocess.run(
+        ["qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", plain, made], check=True
+    )
+    data = made.read_bytes()
+    fake = tmp_path / "bin" / "qemu-img"
+    fake.parent.mkdir()
+    # Room is taken away between the check and the conversion.
+    fake.write_text(
+        f'#!/bin/sh\n[ "$1" = convert ] && head -c 9M /dev/zero >{instances}/other\n'
+        f'exec {shutil.which("qemu-img")} "$@"\n'
+    )
+    fake.chmod(0o755)
+    with (
+        Tmpfs(instances, "size=18m"),
+        Controller(env={"PATH": f"{fake.parent}:{os.environ['PATH']}"}) as helper,
+    ):
+        helper.open(instances)
+        fetch = helper.fetch(image_of(data, "qcow2"), PUSH)
+        helper.push_when_ready(fetch, data)
+        answer = helper.error(fetch)
+        assert answer["code"] in {"space", "qemu"}
+        assert os.listdir(instances / "_base/.imgcache") == []
+
+
+@pytest.mark.row("H7")
+def test_no_inodes(instances: Path) -> None:
+    with Tmpfs(instances, "size=8m,nr_inodes=6"):
+        (instances / "_base/.imgcache").mkdir(parents=True)
+        for number in range(3):
+            (instances / f"f{number}").touch()
+        answer = fetched(instances, IMAGE, DATA)
+        assert answer["code"] == "inodes"
+
+
+def test_the_manifest_says_what_was_done(instances: Path) -> None:
+    assert fetched(instances, IMAGE, DATA)["state"] == "cached"
+    manifest = json.loads((instances / "_base/.imgcache" / f"{BASE}.json").read_text())
+    times = [manifest.pop(name) for name in ("cached_at", "touched_at", "verified_at")]
+    assert len(set(times)) == 1
+    time.strptime(times[0], "%Y-%m-%dT%H:%M:%SZ")
+    value = hashlib.sha512(DATA).hexdigest()
+    assert manifest == {
+        "version": 1, "image_id": IMAGE["id"], "image_name": "test", "base": BASE,
+        "digest": {"algo": "sha512", "value": value, "weak": False},
+        "stored": {"algo": "sha512", "value": value, "size": len(DATA), "format": "raw"},
+        "disk_format": "raw", "source": "push", "tool": "imgcache test", "run": "run-1", "pin": None,
+    }  # fmt: skip
