@@ -51,6 +51,8 @@ class OpenSshServer:
 
     folder: Path
     addresses: tuple[str, ...] = ("127.0.0.1",)
+    listen: tuple[str, ...] | None = None
+    """Where to listen when that is not ``addresses``; sshd takes 16 addresses at most."""
     host_key_types: tuple[str, ...] = ("ssh-ed25519",)
     options: dict[str, str] = field(default_factory=dict)
     """More lines for sshd_config, keyword -> value; they win."""
@@ -117,7 +119,7 @@ class OpenSshServer:
             "LogLevel": "VERBOSE",
             "PrintMotd": "no",
         } | self.options
-        lines = [f"ListenAddress {address}" for address in self.addresses]
+        lines = [f"ListenAddress {address}" for address in self.listen or self.addresses]
         lines += [
             f"HostKey {path.with_suffix('')}" for path in sorted(self.folder.glob("host_*.pub"))
         ]

@@ -34,6 +34,7 @@ _SYNC = b"\x00IMGCACHE0001 "
 BURST_BYTES, BYTES_PER_S, BYTES_PER_ORDER = 1024 * 1024, 100 * 1024, 4096
 BURST_FRAMES, FRAMES_PER_S, FRAMES_PER_ORDER = 500, 50, 4
 
+_ENDLESS_NOISE = "noise without end before the helper's answer"
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 
@@ -47,6 +48,11 @@ def protocol_error(message: str) -> HostError:
 
 def _refuse(what: str) -> NoReturn:
     message = f"the host sent a frame with {what}"
+    raise protocol_error(message)
+
+
+def _refuse_long(what: str, data: bytearray) -> NoReturn:
+    message = f"the host sent {what}: {printable(bytes(data[:60]), 60)}"
     raise protocol_error(message)
 
 
@@ -296,9 +302,7 @@ class FrameReader:
             ContactLostError: the connection is gone.
         """
         while not self._synced:
-            if not await self._more(
-                MAX_NOISE_BYTES, "noise without end before the helper's answer"
-            ):
+            if not await self._more(MAX_NOISE_BYTES + len(self._sync), _ENDLESS_NOISE):
                 return None
             self._find_sync()
         start = 0
@@ -317,8 +321,7 @@ class FrameReader:
 
     async def _more(self, limit: int, what: str) -> bool:
         if len(self._buffer) >= limit:
-            message = f"the host sent {what}: {printable(bytes(self._buffer[:60]), 60)}"
-            raise protocol_error(message)
+            _refuse_long(what, self._buffer)
         data = await self._session.read(_READ_BYTES)
         if not self._bytes.spend(len(data)):
             message = "the host sends more data than it was asked for"
@@ -328,6 +331,8 @@ class FrameReader:
 
     def _find_sync(self) -> None:
         at = self._buffer.find(self._sync)
+        if at > MAX_NOISE_BYTES:
+            _refuse_long(_ENDLESS_NOISE, self._buffer)
         if at >= 0:
             self._noise = bytes(self._buffer[:at])[-4096:]
             del self._buffer[: at + len(self._sync)]
