@@ -39,7 +39,7 @@ class ExitCode(IntEnum):
 
 
 class ErrorCode(StrEnum):
-    """Why an item ended ``error``, ``unknown``, ``skipped`` or ``unsupported``: the closed list.
+    """Why an item ended ``error``, ``unknown``, ``skipped``, ``unsupported`` or ``kept``: the closed list.
 
     Codes are an API: scripts compare them, ``docs/errors.md`` says what to do about each.
     """
@@ -92,6 +92,20 @@ class ErrorCode(StrEnum):
     DIGEST = "digest"
     FORMAT = "format"
     QEMU = "qemu"
+    # the life of the cache: why an entry is kept, or nothing is removed
+    IN_USE = "in-use"
+    YOUNG = "young"
+    PINNED = "pinned"
+    KEEP = "keep"
+    POLICY = "policy"
+    TEMPLATE = "template"
+    TRANSFER = "transfer"
+    EVIDENCE = "evidence"
+    SHARED = "shared"
+    MAX_DELETE = "max-delete"
+    UNMANAGED = "unmanaged"
+    UNPROVEN = "unproven"
+    ABSENT = "absent"
     # decisions
     BACKEND = "backend"
     DRIVER = "driver"

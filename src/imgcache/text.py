@@ -19,6 +19,8 @@ def printable(value: str | bytes, limit: int = 300) -> str:
     paragraph separators, lone surrogates and piled-up combining marks come out as backslash escapes.
     """
     text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
+    if len(text) <= limit and text.isascii() and text.isprintable():
+        return text
     shortened = len(text) > limit
     parts: list[str] = []
     combining = 0

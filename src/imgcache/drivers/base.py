@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from abc import ABC
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, NoReturn, Protocol
 
 from imgcache.errors import ErrorCode, HostError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
+    from datetime import datetime
 
-    from imgcache.model import Host, Image, ServiceAccess
+    from imgcache.model import Digest, Host, HostCache, Image, ServiceAccess
     from imgcache.plan import CheckState, OutcomeWord, SourceKind
     from imgcache.transport.conversation import Conversation
 
@@ -27,6 +28,60 @@ class DriverCapabilities:
     """What a driver can do; shown to operators."""
 
     precache: bool = False
+    life: bool = False
+    """List, prune, verify, pin: everything about entries that are there."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemovalItem:
+    """One entry to remove, as it was when the removal was decided; the host decides again."""
+
+    name: str
+    inode: int
+    mtime_ns: int
+    min_age_s: float
+    ours_ok: bool = False
+    """It may be younger than an hour when imgcache itself set its time last."""
+    pinned_ok: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RemovalRow:
+    """What a host did with one entry."""
+
+    name: str
+    """Exactly as ordered; from ``clean``, sanitised."""
+    state: Literal["removed", "kept", "gone"]
+    """``gone``: it was not there any more."""
+    code: ErrorCode | None
+    """Why it was kept."""
+    reason: str | None
+    bytes: int
+    """Allocated bytes: freed by a removal, else of the entry."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a host found when it hashed one entry again."""
+
+    base_name: str
+    state: Literal["intact", "damaged", "unmanaged", "absent"]
+    reason: str | None
+    digest: Digest | None
+    """Of the file as it is; None when it was not hashed."""
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PinRow:
+    """What a host did with one pin, adoption or renewal."""
+
+    base_name: str
+    state: Literal[
+        "pinned", "unpinned", "unmanaged", "absent", "adopted", "changed", "renewed", "failed"
+    ]
+    code: ErrorCode | None = None
+    reason: str | None = None
 
 
 class UnsupportedError(HostError):
@@ -137,4 +192,84 @@ class Driver(ABC):
             HostError: see ``HostContext.converse``.
         """
         message = f"the driver {self.name} cannot pre-cache images"
+        raise UnsupportedError(ErrorCode.DRIVER, message)
+
+    # ------------------------------------------------------------- the life of what is in the cache
+
+    async def inspect(self, context: HostContext, *, formats: bool, use: bool) -> HostCache:
+        """Return what is in the host's cache. Reads only.
+
+        Args:
+            context: see ``HostContext``.
+            formats: look at the files' headers; without, ``CacheEntry.format`` is None.
+            use: look for users; without, ``CacheEntry.users`` is None.
+
+        Raises:
+            UnsupportedError: this back end has no cache of files.
+            HostError: see ``HostContext.converse``.
+        """
+        self._no_life()
+
+    async def remove(
+        self,
+        context: HostContext,
+        items: Sequence[RemovalItem],
+        on_row: Callable[[RemovalRow], None],
+    ) -> None:
+        """Remove entries, each decided again by the host; ``on_row`` gets one row per item, as they come.
+
+        Raises:
+            UnsupportedError, HostError: as ``inspect``; items without a row may be gone or not.
+        """
+        self._no_life()
+
+    async def clean(
+        self, context: HostContext, stall_age_s: float, on_row: Callable[[RemovalRow], None]
+    ) -> None:
+        """Remove what broken transfers left behind; one row per transfer file found.
+
+        In a dry run (``context.dry_run``) the rows say what would be done.
+        """
+        self._no_life()
+
+    async def verify(
+        self,
+        context: HostContext,
+        base_names: Sequence[str],
+        *,
+        bytes_per_s: int | None,
+        on_verdict: Callable[[Verdict], None],
+        on_progress: Callable[[str, int, int], None],
+    ) -> None:
+        """Hash entries again, one after the other; ``on_progress`` gets name, bytes done, in total.
+
+        Trouble with one entry is a ``HostError`` that ends the rest; what was found was told before.
+        """
+        self._no_life()
+
+    async def pin(
+        self,
+        context: HostContext,
+        base_names: Sequence[str],
+        until: datetime | None,
+        on_row: Callable[[PinRow], None],
+    ) -> None:
+        """Pin entries until a time (``PIN_FOREVER`` too), or unpin them (None)."""
+        self._no_life()
+
+    async def adopt(self, context: HostContext, image: Image, verdict: Verdict) -> PinRow:
+        """Note an entry as the image's, whose content was just proven by ``verdict``."""
+        self._no_life()
+
+    async def renew(
+        self,
+        context: HostContext,
+        sizes: Sequence[tuple[str, int]],
+        on_row: Callable[[PinRow], None],
+    ) -> None:
+        """Set the times of entries to now: (base name, size in bytes that it must have) each."""
+        self._no_life()
+
+    def _no_life(self) -> NoReturn:
+        message = f"the driver {self.name} cannot look into image caches"
         raise UnsupportedError(ErrorCode.DRIVER, message)
