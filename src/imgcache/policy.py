@@ -1,35 +1,36 @@
 """Which entries of a cache may go, and why the others stay: pure functions over what hosts report.
 
-``plan_prune``, ``plan_delete`` and ``plan_invalid`` all pass each entry through the same ``GUARDS``; an
-entry that one of them holds is kept whatever was asked. Where a host could not read all evidence of
-use, nothing is removed there. The helper decides all of it again, under Nova's lock, before it unlinks.
+``plan_prune``, ``plan_delete`` and ``plan_invalid`` all pass each entry through the same guards
+(``guards``). Where a host could not read all evidence of use, nothing is removed there.
 
-Source: nova ``virt/libvirt/imagecache.py``, ``_remove_old_enough_file`` for ages; the rules beyond
-Nova's are ours: ``docs/safety.md``.
+Source: nova ``virt/libvirt/imagecache.py``, ``_remove_old_enough_file``, for ages.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from imgcache.errors import ErrorCode, UnsafePlanError
-from imgcache.model import PIN_FOREVER, EntryKind
+from imgcache.guards import (
+    FLOOR_TEXT,
+    HARD_FLOOR_S,
+    NEVER_TAKEN,
+    Rules,
+    age_text,
+    base_of,
+    held_by,
+)
+from imgcache.model import EntryKind
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from imgcache.model import CacheEntry, CachePolicy, HostCache
 
-#: No entry younger than this is ever removed: a boot may be on its way to use it.
-HARD_FLOOR_S = 3600.0
 #: Ages above a century are slips of the pen.
 _MAX_AGE_S = 100 * 365.25 * 86400
-_BASE_NAME_LENGTH = 40
-#: Kinds that no plan ever takes.
-_NOT_OURS = frozenset({EntryKind.FOREIGN, EntryKind.STAGING})
-_TEMPLATES = frozenset({EntryKind.SWAP, EntryKind.EPHEMERAL})
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,21 +100,6 @@ class HostPlan:
         return sum(decision.entry.allocated_bytes for decision in self.removals)
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What the guards go by."""
-
-    policy: CachePolicy
-    kept_bases: frozenset[str] = frozenset()
-    include_templates: bool = False
-    override_host: bool = False
-    ours_may_be_young: bool = False
-    """Leave it to the helper whether a young entry was last touched by imgcache itself."""
-
-
-Held = tuple[ErrorCode, str]
-
-
 def check_policy(policy: PrunePolicy) -> None:
     """Refuse a policy that would remove everything, or that makes no sense.
 
@@ -126,7 +112,9 @@ def check_policy(policy: PrunePolicy) -> None:
     ):
         if age is not None and not 0 < age <= _MAX_AGE_S:
             message = f"{option}: an age of {age:g} s would take everything, or makes no sense"
-            raise UnsafePlanError(message, hint=f"give an age such as 24h; the least is {_MINIMUM}")
+            raise UnsafePlanError(
+                message, hint=f"give an age such as 24h; the least is {FLOOR_TEXT}"
+            )
     if policy.max_size_bytes is not None and policy.max_size_bytes <= 0:
         message = "--max-size: a size of 0 would take every unused entry"
         raise UnsafePlanError(message, hint="give a size such as 200G, or name images to delete")
@@ -136,9 +124,6 @@ def check_policy(policy: PrunePolicy) -> None:
     ):
         if amount is not None:
             _check_amount(option, amount, zero_ok=zero_ok)
-
-
-_MINIMUM = f"{HARD_FLOOR_S / 3600:.0f}h"
 
 
 def _check_amount(option: str, amount: Amount, *, zero_ok: bool) -> None:
@@ -153,121 +138,6 @@ def _check_amount(option: str, amount: Amount, *, zero_ok: bool) -> None:
     if amount.share is not None and not (0 < amount.share < 1 or lowest_ok or top_ok):
         message = f"{option}: a share of {amount.share * 100:g} % makes no sense"
         raise UnsafePlanError(message, hint="give a share above 0 % and below 100 %")
-
-
-# ------------------------------------------------------------------------------------------------ guards
-
-
-def _hold_kind(entry: CacheEntry, rules: Rules) -> Held | None:
-    if entry.kind is EntryKind.FOREIGN:
-        return ErrorCode.FOREIGN, "not one of Nova's names; never touched"
-    if entry.kind is EntryKind.STAGING:
-        return ErrorCode.TRANSFER, "a transfer's file; imgcache clean looks after these"
-    if entry.kind in _TEMPLATES and not rules.include_templates:
-        return ErrorCode.TEMPLATE, "a template of swap or ephemeral disks"
-    return None
-
-
-def _hold_links(entry: CacheEntry, rules: Rules) -> Held | None:
-    del rules
-    if entry.links != 1:
-        return ErrorCode.FOREIGN, f"the file has {entry.links} names"
-    return None
-
-
-def _hold_used(entry: CacheEntry, rules: Rules) -> Held | None:
-    del rules
-    if entry.users is None:
-        return ErrorCode.EVIDENCE, "whether something uses it is not known"
-    if entry.users:
-        few = ", ".join(entry.used_by)
-        return ErrorCode.IN_USE, f"used by {entry.users}" + (f": {few}" if few else "")
-    if entry.live:
-        return ErrorCode.IN_USE, "someone is at work on it"
-    return None
-
-
-def _hold_pinned(entry: CacheEntry, rules: Rules) -> Held | None:
-    del rules
-    if not is_pinned(entry):
-        return None
-    until = entry.manifest.pinned_until if entry.manifest else None
-    if until is None or until == PIN_FOREVER:
-        return ErrorCode.PINNED, "pinned for ever"
-    return ErrorCode.PINNED, f"pinned until {until:%Y-%m-%d %H:%M} UTC"
-
-
-def _hold_named(entry: CacheEntry, rules: Rules) -> Held | None:
-    if base_of(entry) in rules.kept_bases:
-        return ErrorCode.KEEP, "named by --keep"
-    return None
-
-
-def _hold_future(entry: CacheEntry, rules: Rules) -> Held | None:
-    del rules
-    if not entry.age_s >= 0:
-        return ErrorCode.YOUNG, f"its time lies {age_text(-entry.age_s)} in the host's future"
-    return None
-
-
-def _hold_young(entry: CacheEntry, rules: Rules) -> Held | None:
-    ours = rules.ours_may_be_young and entry.manifest is not None
-    if not entry.age_s >= HARD_FLOOR_S and not ours:
-        return (
-            ErrorCode.YOUNG,
-            f"last used {age_text(entry.age_s)} ago; below {_MINIMUM} all is kept",
-        )
-    return None
-
-
-def _hold_host_policy(entry: CacheEntry, rules: Rules) -> Held | None:
-    del entry
-    if not rules.policy.remove_unused and not rules.override_host:
-        return ErrorCode.POLICY, "remove_unused_base_images is false in the host's nova.conf"
-    return None
-
-
-#: Each can hold an entry for itself; the first that does gives the reason.
-GUARDS = (
-    _hold_kind,
-    _hold_links,
-    _hold_used,
-    _hold_pinned,
-    _hold_named,
-    _hold_future,
-    _hold_young,
-    _hold_host_policy,
-)
-
-
-def held_by(entry: CacheEntry, rules: Rules) -> Held | None:
-    """Return why an entry must stay, or None when it may go."""
-    for guard in GUARDS:
-        if held := guard(entry, rules):
-            return held
-    return None
-
-
-def is_pinned(entry: CacheEntry) -> bool:
-    """Whether the entry is pinned now, by the clock of its host."""
-    until = entry.manifest.pinned_until if entry.manifest else None
-    if until is None:
-        return False
-    return until == PIN_FOREVER or until.timestamp() > entry.mtime_ns / 1e9 + entry.age_s
-
-
-def base_of(entry: CacheEntry) -> str | None:
-    """Return the base file name that an original is, or a resized copy was made of; else None."""
-    if entry.kind in {EntryKind.ORIGINAL, EntryKind.RESIZED}:
-        return entry.name[:_BASE_NAME_LENGTH]
-    return None
-
-
-def age_text(seconds: float) -> str:
-    """Return an age for people: ``35 min``, ``30.5 h``, ``12 days``."""
-    if seconds < HARD_FLOOR_S:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 2 * 86400 else f"{seconds / 86400:.0f} days"
 
 
 # --------------------------------------------------------------------------------------------- planning
@@ -350,7 +220,7 @@ def _age_limit(entry: CacheEntry, policy: PrunePolicy, host: CachePolicy) -> flo
 
 def _blocked(cache: HostCache, decisions: Sequence[Decision]) -> HostPlan | None:
     """Return the plan of a host on which nothing may be removed, or None."""
-    unknown = sum(entry.users is None for entry in cache.entries if entry.kind not in _NOT_OURS)
+    unknown = sum(entry.users is None for entry in cache.entries if entry.kind not in NEVER_TAKEN)
     if not cache.evidence_problems and not unknown:
         return None
     few = "; ".join(cache.evidence_problems[:3]) or f"{unknown} entries have no answer"
@@ -419,91 +289,8 @@ def too_many_removals(plan: HostPlan, ceiling: Amount | None) -> str | None:
     """Return by how much a plan exceeds ``--max-delete``, or None."""
     if ceiling is None:
         return None
-    removable = sum(decision.entry.kind not in _NOT_OURS for decision in plan.decisions)
+    removable = sum(decision.entry.kind not in NEVER_TAKEN for decision in plan.decisions)
     count, most = len(plan.removals), ceiling.of(removable)
     if count <= most:
         return None
     return f"{count} of {removable} entries would be removed, --max-delete allows {most:g}"
-
-
-# --------------------------------------------------------------------------------------- shared storage
-
-
-@dataclass(frozen=True, slots=True)
-class HostView:
-    """One host's view of its cache."""
-
-    host: str
-    """The host's name in the inventory."""
-    cache: HostCache = field(repr=False)
-
-
-def group_by_storage(views: Iterable[HostView]) -> list[tuple[HostView, ...]]:
-    """Return the views that see one storage together; those of a host's own storage alone."""
-    groups: dict[str, list[HostView]] = {}
-    for view in views:
-        key = view.cache.storage_id
-        groups.setdefault(f"shared {key}" if key else f"alone {view.host}", []).append(view)
-    return [tuple(group) for group in groups.values()]
-
-
-def not_examined(group: Sequence[HostView]) -> tuple[str, ...]:
-    """Return the hosts that use this storage, by Nova's own list, and gave no view of it."""
-    examined = {view.cache.nodename for view in group}
-    named = {name for view in group for name in view.cache.shares_with}
-    return tuple(sorted(named - examined))
-
-
-def unite(group: Sequence[HostView]) -> HostCache:
-    """Return one view of a storage that several hosts share: every host's doubt counts.
-
-    An entry is as used as all hosts together say, as young as the host with the youngest view says,
-    and of unknown use when any host does not know, or when the hosts do not see the same file.
-    """
-    first = group[0].cache
-    if len(group) == 1:
-        return first
-    by_name: dict[str, list[CacheEntry]] = {}
-    for view in group:
-        for entry in view.cache.entries:
-            by_name.setdefault(entry.name, []).append(entry)
-    problems = dict.fromkeys(
-        f"{view.host}: {problem}" for view in group for problem in view.cache.evidence_problems
-    )
-    return replace(
-        first,
-        entries=tuple(_unite_entries(entries, len(group)) for entries in by_name.values()),
-        policy=_strictest([view.cache.policy for view in group]),
-        filesystem_free_bytes=min(view.cache.filesystem_free_bytes for view in group),
-        nova_usage_bytes=max(view.cache.nova_usage_bytes for view in group),
-        evidence_problems=tuple(problems),
-        shares_with=(),
-    )
-
-
-def _unite_entries(entries: Sequence[CacheEntry], hosts: int) -> CacheEntry:
-    first = entries[0]
-    pinned = next((entry for entry in entries if is_pinned(entry)), first)
-    counts = [entry.users for entry in entries if entry.users is not None]
-    unknown = len(counts) < len(entries)
-    same_file = len({(entry.inode, entry.mtime_ns) for entry in entries}) == 1
-    used_by = dict.fromkeys(name for entry in entries for name in entry.used_by)
-    return replace(
-        first,
-        # Another mtime, or gone for one host: it changed while the hosts were examined, so it is fresh.
-        age_s=min(entry.age_s for entry in entries) if same_file and len(entries) == hosts else 0.0,
-        users=None if unknown else sum(counts),
-        used_by=tuple(used_by)[:3],
-        links=max(entry.links for entry in entries),
-        live=any(entry.live for entry in entries),
-        manifest=pinned.manifest,
-    )
-
-
-def _strictest(policies: Sequence[CachePolicy]) -> CachePolicy:
-    return replace(
-        policies[0],
-        remove_unused=all(policy.remove_unused for policy in policies),
-        original_min_age_s=max(policy.original_min_age_s for policy in policies),
-        resized_min_age_s=max(policy.resized_min_age_s for policy in policies),
-    )
