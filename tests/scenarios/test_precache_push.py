@@ -197,7 +197,8 @@ def test_python_may_be_a_command_prefix_such_as_a_container_exec(
     # As `podman exec -i NAME COMMAND…`: takes words before the command, keeps only standard input and
     # output, and starts in a folder and with an environment of its own.
     wrapper.write_text(
-        '#!/bin/sh\n[ "$1 $2 $3" = "exec -i nova_compute" ] || exit 125\nshift 3\ncd / && exec env -i PATH="$PATH" "$@"\n'
+        '#!/bin/sh\n[ "$1 $2 $3" = "exec -i nova_compute" ] || exit 125\nshift 3\n'
+        'cd / && exec env -i PATH="$PATH" "$@"\n'
     )
     wrapper.chmod(0o755)
     stocked.defaults["python"] = f"{wrapper} exec -i nova_compute {sys.executable}"
@@ -240,7 +241,8 @@ def test_a_signal_winds_the_run_up_and_leaves_nothing_behind(
     pump = tmp_path / "pump.py"
     pump.write_text(
         "import os, time\nleft = 400000\n"
-        "while left:\n    block = os.read(0, min(left, 65536))\n    os.write(1, block)\n    left -= len(block)\n"
+        "while left:\n"
+        "    block = os.read(0, min(left, 65536))\n    os.write(1, block)\n    left -= len(block)\n"
         "time.sleep(60)\n"
     )
     slow.write_text(f'#!/bin/sh\n{sys.executable} {pump} | {sys.executable} "$@"\n')
