@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import requests
+import urllib3
 from keystoneauth1 import exceptions as ksa
 from keystoneauth1.session import Session
 
@@ -51,6 +52,9 @@ def open_session(
     auth: BaseAuthPlugin, *, verify: bool | str, cert: str | tuple[str, str] | None = None
 ) -> Session:
     """Return a session that several threads may use, that follows no redirect and reads no netrc."""
+    if verify is False:
+        # told once as a warning of ours, not at every request
+        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
     http = requests.Session()
     for scheme in ("http://", "https://"):
         http.mount(
@@ -223,6 +227,9 @@ def error_from(error: Exception, label: str) -> ImageServiceError:  # noqa: PLR0
             return ImageServiceUnreachableError(f"{label}: no trust (TLS): {text}", hint=TLS_HINT)
         case ksa.MissingAuthMethods() | ksa.AuthorizationFailure() | ksa.AuthPluginException():
             return AuthenticationError(f"{label}: cannot authenticate: {text}")
+        case ksa.EmptyCatalog():
+            hint = "the token has no project scope, and Glance needs one: set OS_PROJECT_NAME"
+            return AuthenticationError(f"{label}: {text}", hint=hint)
         case ksa.EndpointNotFound():
             hint = "check OS_REGION_NAME and OS_INTERFACE; openstack catalog show image lists what there is"
             return ImageServiceError(
@@ -277,8 +284,6 @@ def answer_detail(answer: requests.Response) -> str:
         body = next(answer.iter_content(_MAX_ERROR_BODY), b"").decode("utf-8", "replace")
     except (requests.RequestException, RuntimeError):
         return ""
-    if not body and answer.content:
-        body = answer.text[:_MAX_ERROR_BODY]
     try:
         message = json.loads(body)["error"]["message"]
     except (ValueError, KeyError, TypeError, RecursionError):

@@ -245,8 +245,8 @@ def _load(loader: _Loader, name: str | None, wanted: Mapping[str, Any]) -> Cloud
         missing = ", ".join(str(option.dest) for option in error.options)
         what = f"is incomplete: {missing} missing"
         raise _config_error(name, what, "set it in clouds.yaml or as OS_*") from error
-    except ksa.NoMatchingPlugin as error:
-        raise _config_error(name, printable(str(error)), "check auth_type") from error
+    except ksa.AuthPluginException as error:
+        raise _config_error(name, printable(str(error)), "check auth_type and auth") from error
     except sdk.ConfigException as error:
         hint = None
         if name and name not in loader.get_cloud_names():
