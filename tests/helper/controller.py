@@ -62,11 +62,12 @@ class Controller:
         python: str = sys.executable,
         *,
         prefix: tuple[str, ...] = (),
+        options: tuple[str, ...] = (),
         env: dict[str, str] | None = None,
         ping: bool = True,
         user: int | None = None,
     ) -> None:
-        command = [*prefix, python, "-I", "-c", BOOT]
+        command = [*prefix, python, *options, "-I", "-c", BOOT]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             env={**os.environ, **(env or {})}, user=user, group=user,
@@ -218,6 +219,10 @@ class Controller:
         with self._writing, contextlib.suppress(BrokenPipeError):
             self.stdin.close()
         return self.process.wait(timeout_s)
+
+    def join_errors(self) -> None:
+        """Wait until all of standard error is in ``stderr``; the process must have ended."""
+        self._threads[1].join()
 
     def _read(self) -> None:
         stdout = self.process.stdout

@@ -209,7 +209,8 @@ def test_later_files_win_as_in_oslo_config(tmp_path: Path) -> None:
         st.text(max_size=200),
         st.lists(
             st.sampled_from(
-                ["[DEFAULT]", "[libvirt]", "a = 1", " b", "instances_path = $state_path${", "$", "}", "x=${a}",
+                ["[DEFAULT]", "[libvirt]", "a = 1", " b", "instances_path = $state_path${", "$", "}",
+                 "x=${a}",
                  "state_path = $instances_path", "use_cow_images", "# c", "", "images_type: $$"]
             )
         ).map("\n".join),

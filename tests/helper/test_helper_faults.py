@@ -77,8 +77,8 @@ def assert_rerun_works(instances: Path) -> None:
 
 
 STEPS = [
-    ("write", 3), ("fsync", 4), ("fchmod", 2), ("linkat", 1), ("renameat", 1), ("unlinkat", 1), ("mkdirat", 3),
-    ("lock", 2),
+    ("write", 3), ("fsync", 4), ("fchmod", 2), ("linkat", 1), ("renameat", 1), ("unlinkat", 1),
+    ("mkdirat", 3), ("lock", 2),
 ]  # fmt: skip
 EACH = [(name, number) for name, count in STEPS for number in range(1, count + 1)]
 
@@ -176,8 +176,8 @@ def test_order_of_the_commit(shim: Path, instances: Path, tmp_path: Path) -> Non
         line for line in lines if line.startswith("unlinkat") and line.endswith(".staging")
     )
     wanted = [
-        "lock file", "write ", "fchmod file", "fsync file", "lock file", f"linkat {BASE}", staging, "fsync folder",
-        "write ", "fsync file", f"renameat {BASE}.json",
+        "lock file", "write ", "fchmod file", "fsync file", "lock file", f"linkat {BASE}", staging,
+        "fsync folder", "write ", "fsync file", f"renameat {BASE}.json",
     ]  # fmt: skip
     at = 0
     for line in wanted:

@@ -231,7 +231,7 @@ def test_a_lock_that_stays_held_is_busy(helper: Controller, instances: Path, hel
     helper.event(fetch, "ready")
     helper.push(fetch, data)
     assert helper.error(fetch)["code"] == "busy"
-    assert [name for name in os.listdir(instances / "_base/.imgcache")] == []
+    assert os.listdir(instances / "_base/.imgcache") == []
     assert not (instances / "_base" / BASE).exists()
 
 
