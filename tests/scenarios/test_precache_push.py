@@ -28,8 +28,8 @@ RAW = os.urandom(3_000_001)
 
 def qcow2(path: Path) -> bytes:
     """Return a real qcow2 with a little data at 1 MiB."""
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, "8M"], check=True)
-    write = ["qemu-io", "-f", "qcow2", "-c", "write -P 7 1M 1M", path]
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), "8M"], check=True)
+    write = ["qemu-io", "-f", "qcow2", "-c", "write -P 7 1M 1M", str(path)]
     subprocess.run(write, check=True, stdout=subprocess.DEVNULL)
     return path.read_bytes()
 
