@@ -187,6 +187,13 @@ def test_a_dry_run_tells_of_a_changed_key_by_its_exit_code(site: Site) -> None:
     assert row["known_fingerprint"] != row["fingerprint"] == site.fingerprint()
 
 
+def test_a_dry_run_adds_nothing(site: Site) -> None:
+    result = site.run("--aggregate", "edge", "--dry-run", "--yes")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "new" in result.stdout
+    assert not site.known_hosts.exists()
+
+
 @pytest.mark.row("S1")
 def test_a_revoked_key_is_refused(site: Site) -> None:
     key = (site.server.folder / "host_0.pub").read_text()
