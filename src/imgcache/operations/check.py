@@ -84,6 +84,8 @@ async def _execute(
             found[host.name] = [
                 Check(host.name, host.aggregate, host.cell, "helper", CheckState.FAIL, detail)
             ]
+        checks = found[context.host.name]
+        context.found_wrong = any(check.state is CheckState.FAIL for check in checks)
 
     sink.emit(RunStarted(run_id, "check", len(hosts), 0, 0, limits.concurrency))
     with interrupt_on_signals() as interrupt:

@@ -144,7 +144,9 @@ class Engine:
         finally:
             if run.has_place:
                 self.places.release()
-            failed = any(outcome.outcome in FAILED_WORDS for outcome in run.outcomes())
+            failed = run.found_wrong or any(
+                outcome.outcome in FAILED_WORDS for outcome in run.outcomes()
+            )
             self.sink.emit(HostEnded(run.host.name, failed=failed))
 
     async def _repeat(self, run: HostRun, work: HostWork) -> None:

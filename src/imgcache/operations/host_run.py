@@ -48,6 +48,8 @@ class HostRun:
         self.retries = engine.limits.retries
         self.run_id = engine.run_id
         self.has_place = False
+        #: Whether work that reports no outcomes (a check) found something wrong.
+        self.found_wrong = False
         self._engine = engine
         self._images = images
         self._begun: dict[str, float] = {}
