@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from abc import ABC
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, NoReturn, Protocol
+from enum import StrEnum
+from typing import TYPE_CHECKING, ClassVar, NoReturn, Protocol
 
 from imgcache.errors import ErrorCode, HostError
 
@@ -32,6 +33,40 @@ class DriverCapabilities:
     """List, prune, verify, pin: everything about entries that are there."""
 
 
+class RemovalState(StrEnum):
+    """What became of an entry that was to be removed."""
+
+    REMOVED = "removed"
+    KEPT = "kept"
+    GONE = "gone"
+    """It was not there any more."""
+
+
+class VerdictState(StrEnum):
+    """What a host found when it hashed an entry again."""
+
+    INTACT = "intact"
+    DAMAGED = "damaged"
+    UNMANAGED = "unmanaged"
+    """Nothing is noted to compare it with."""
+    ABSENT = "absent"
+
+
+class NoteState(StrEnum):
+    """What a host did with a pin, an adoption, or an entry's time."""
+
+    PINNED = "pinned"
+    UNPINNED = "unpinned"
+    ADOPTED = "adopted"
+    RENEWED = "renewed"
+    UNMANAGED = "unmanaged"
+    """There is no manifest to note it in."""
+    ABSENT = "absent"
+    CHANGED = "changed"
+    """The file is not the one that was looked at."""
+    FAILED = "failed"
+
+
 @dataclass(frozen=True, slots=True)
 class RemovalItem:
     """One entry to remove, as it was when the removal was decided; the host decides again."""
@@ -51,8 +86,7 @@ class RemovalRow:
 
     name: str
     """Exactly as ordered; from ``clean``, sanitised."""
-    state: Literal["removed", "kept", "gone"]
-    """``gone``: it was not there any more."""
+    state: RemovalState
     code: ErrorCode | None
     """Why it was kept."""
     reason: str | None
@@ -65,7 +99,7 @@ class Verdict:
     """What a host found when it hashed one entry again."""
 
     base_name: str
-    state: Literal["intact", "damaged", "unmanaged", "absent"]
+    state: VerdictState
     reason: str | None
     digest: Digest | None
     """Of the file as it is; None when it was not hashed."""
@@ -73,13 +107,11 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class PinRow:
-    """What a host did with one pin, adoption or renewal."""
+class NoteRow:
+    """What a host did with one pin, adoption or renewal, and why not more."""
 
     base_name: str
-    state: Literal[
-        "pinned", "unpinned", "unmanaged", "absent", "adopted", "changed", "renewed", "failed"
-    ]
+    state: NoteState
     code: ErrorCode | None = None
     reason: str | None = None
 
@@ -252,12 +284,12 @@ class Driver(ABC):
         context: HostContext,
         base_names: Sequence[str],
         until: datetime | None,
-        on_row: Callable[[PinRow], None],
+        on_row: Callable[[NoteRow], None],
     ) -> None:
         """Pin entries until a time (``PIN_FOREVER`` too), or unpin them (None)."""
         self._no_life()
 
-    async def adopt(self, context: HostContext, image: Image, verdict: Verdict) -> PinRow:
+    async def adopt(self, context: HostContext, image: Image, verdict: Verdict) -> NoteRow:
         """Note an entry as the image's, whose content was just proven by ``verdict``."""
         self._no_life()
 
@@ -265,7 +297,7 @@ class Driver(ABC):
         self,
         context: HostContext,
         sizes: Sequence[tuple[str, int]],
-        on_row: Callable[[PinRow], None],
+        on_row: Callable[[NoteRow], None],
     ) -> None:
         """Set the times of entries to now: (base name, size in bytes that it must have) each."""
         self._no_life()

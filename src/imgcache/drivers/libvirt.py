@@ -5,17 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from imgcache.drivers import libvirt_life
 from imgcache.drivers.base import Driver, DriverCapabilities, UnsupportedError
 from imgcache.drivers.libvirt_fetch import fetch_image
+from imgcache.drivers.libvirt_life import settings_for_helper
 from imgcache.errors import ErrorCode, HostError
 from imgcache.plan import CheckState, OutcomeWord
 from imgcache.transport.conversation import OrderError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
 
-    from imgcache.drivers.base import HostContext
-    from imgcache.model import HostSettings, Image, ServiceAccess
+    from imgcache.drivers.base import HostContext, NoteRow, RemovalItem, RemovalRow, Verdict
+    from imgcache.model import HostCache, Image, ServiceAccess
     from imgcache.transport.conversation import Conversation, Message, Order
 
 #: What a host that has everything needs; a host that lacks something gets the others as well.
@@ -47,17 +50,6 @@ class CacheFacts:
     force_raw_images: bool
 
 
-def settings_for_helper(settings: HostSettings) -> dict[str, object]:
-    """Return the part of the settings that overrides the host's nova.conf; see the protocol's ``open``."""
-    return {
-        "instances_path": settings.instances_path,
-        "cache_subdirectory": settings.cache_subdirectory,
-        "force_raw_images": settings.force_raw_images,
-        "images_type": settings.images_type,
-        "nova_conf": list(settings.nova_conf) if settings.nova_conf else None,
-    }
-
-
 def whole_sizes(image: Image) -> list[int]:
     """Return the sizes in bytes that a whole base file of this image may have; empty: unknown.
 
@@ -76,7 +68,7 @@ class LibvirtDriver(Driver):
     """See ``Driver``. All images go through one connection and one helper."""
 
     name = "libvirt"
-    capabilities = DriverCapabilities(precache=True)
+    capabilities = DriverCapabilities(precache=True, life=True)
 
     async def precache(self, context: HostContext, images: Sequence[Image]) -> None:
         """See ``Driver.precache``.
@@ -132,6 +124,66 @@ class LibvirtDriver(Driver):
                 if service or item.get_str("name", limit=40) != "glance"
             ]
             return [_clock_check(talk.hello.clock_offset_s), *rows]
+
+    async def inspect(self, context: HostContext, *, formats: bool, use: bool) -> HostCache:
+        """See ``Driver.inspect``."""
+        return await libvirt_life.inspect(context, formats=formats, use=use)
+
+    async def remove(
+        self,
+        context: HostContext,
+        items: Sequence[RemovalItem],
+        on_row: Callable[[RemovalRow], None],
+    ) -> None:
+        """See ``Driver.remove``."""
+        await libvirt_life.remove(context, items, on_row)
+
+    async def clean(
+        self, context: HostContext, stall_age_s: float, on_row: Callable[[RemovalRow], None]
+    ) -> None:
+        """See ``Driver.clean``."""
+        await libvirt_life.clean(context, stall_age_s, on_row)
+
+    async def verify(
+        self,
+        context: HostContext,
+        base_names: Sequence[str],
+        *,
+        bytes_per_s: int | None,
+        on_verdict: Callable[[Verdict], None],
+        on_progress: Callable[[str, int, int], None],
+    ) -> None:
+        """See ``Driver.verify``."""
+        await libvirt_life.verify(
+            context,
+            base_names,
+            bytes_per_s=bytes_per_s,
+            on_verdict=on_verdict,
+            on_progress=on_progress,
+        )
+
+    async def pin(
+        self,
+        context: HostContext,
+        base_names: Sequence[str],
+        until: datetime | None,
+        on_row: Callable[[NoteRow], None],
+    ) -> None:
+        """See ``Driver.pin``."""
+        await libvirt_life.pin(context, base_names, until, on_row)
+
+    async def adopt(self, context: HostContext, image: Image, verdict: Verdict) -> NoteRow:
+        """See ``Driver.adopt``."""
+        return await libvirt_life.adopt(context, image, verdict)
+
+    async def renew(
+        self,
+        context: HostContext,
+        sizes: Sequence[tuple[str, int]],
+        on_row: Callable[[NoteRow], None],
+    ) -> None:
+        """See ``Driver.renew``."""
+        await libvirt_life.renew(context, sizes, on_row)
 
     @staticmethod
     def _order_touch(context: HostContext, talk: Conversation, image: Image) -> Order:

@@ -41,6 +41,15 @@ MAX_DATA_BYTES = 256 * 1024
 PHASES = frozenset({"download", "inspect", "convert", "lock", "publish", "hash"})
 
 _CODES = frozenset(code.value for code in ErrorCode)
+#: Orders that are answered with rows: the bytes and frames they may take beyond those of any order.
+#: A row of ``list`` has about 1 KiB: enough for tens of thousands of entries.
+_ROWS = {
+    "list": (32 * 1024 * 1024, 8192),
+    "remove": (256 * 1024, 128),
+    "clean": (4 * 1024 * 1024, 4096),
+}
+_EVENTS = frozenset({"progress", "ready", "retry", "result", "error"})
+_EVENTS_OF_ROWS = _EVENTS | {"rows"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +67,7 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One event of an order: ``progress``, ``ready``, ``retry`` or ``result``."""
+    """One event of an order: ``progress``, ``rows``, ``ready``, ``retry`` or ``result``."""
 
     event: str
     fields: Fields
@@ -112,7 +121,7 @@ class Order:
         Raises:
             HostError: code ``protocol``: nothing that may come here.
         """
-        event = fields.get_choice("event", {"progress", "ready", "retry", "result", "error"})
+        event = fields.get_choice("event", _EVENTS_OF_ROWS if self.op in _ROWS else _EVENTS)
         if self._waiting and event not in {"result", "error"}:
             message = f"the host sent {event} while it had to wait"
             raise protocol_error(message)
@@ -266,13 +275,17 @@ class Conversation:
         *,
         timeout_s: float,
         on_progress: Callable[[str, int, int], None] | None = None,
+        on_rows: Callable[[Fields], None] | None = None,
     ) -> Message:
         """Return the order's ``result``, ``ready`` or ``retry``; progress goes to ``on_progress``.
+
+        Orders about many entries are answered with ``rows`` first, which go to ``on_rows`` as they come.
 
         Args:
             order: what was ordered.
             timeout_s: the longest wait for an event, and for progress that is more than the last.
             on_progress: called with phase, bytes done, bytes in total.
+            on_rows: called with the fields of each ``rows`` event; needed for orders that have them.
 
         Raises:
             HostError: see ``receive``; code ``stall``: progress did not grow for ``timeout_s``.
@@ -281,6 +294,9 @@ class Conversation:
         grown_at = time.monotonic()
         while True:
             message = await self.receive(order, timeout_s)
+            if message.event == "rows" and on_rows:
+                on_rows(message.fields)
+                continue
             if message.event != "progress":
                 return message
             phase, done = message.fields.get_str("phase"), message.fields.get_int("done")
@@ -354,7 +370,8 @@ class Conversation:
 
     def _expect(self, order: Order) -> None:
         self._orders.append(order)
-        self._reader.order_sent()
+        more_bytes, more_frames = _ROWS.get(order.op, (0, 0))
+        self._reader.order_sent(more_bytes=more_bytes, more_frames=more_frames)
 
     async def _write(self, data: bytes) -> None:
         if self._failure:

@@ -27,6 +27,8 @@ MAX_LINE_BYTES = 65536
 MAX_NOISE_BYTES = 65536
 MAX_DEPTH = 8
 MAX_INT = 2**63 - 1
+#: Only numbers that name a file may be so big.
+MAX_UNSIGNED = 2**64 - 1
 _READ_BYTES = 65536
 _SYNC = b"\x00IMGCACHE0001 "
 
@@ -36,6 +38,7 @@ BURST_FRAMES, FRAMES_PER_S, FRAMES_PER_ORDER = 500, 50, 4
 
 _ENDLESS_NOISE = "noise without end before the helper's answer"
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_NOT_BRACKETS = re.compile(rb"[^{}\[\]]+")
 
 
 def protocol_error(message: str) -> HostError:
@@ -57,7 +60,7 @@ def _refuse_long(what: str, data: bytearray) -> NoReturn:
 
 
 def _parse_int(digits: str) -> int:
-    if len(digits) > 20 or abs(value := int(digits)) > MAX_INT:
+    if len(digits) > 20 or abs(value := int(digits)) > MAX_UNSIGNED:
         _refuse("an integer out of range")
     return value
 
@@ -103,11 +106,11 @@ def parse_frame(line: bytes) -> Fields:
 
 def _depth(line: bytes) -> int:
     depth = deepest = 0
-    for byte in _STRINGS.sub(b"", line):
+    for byte in _NOT_BRACKETS.sub(b"", _STRINGS.sub(b"", line)):
         if byte in b"{[":
             depth += 1
             deepest = max(deepest, depth)
-        elif byte in b"}]":
+        else:
             depth -= 1
     return deepest
 
@@ -139,12 +142,23 @@ class Fields:
     def _missing(self, name: str) -> bool:
         return self._values.get(name) is None
 
+    def has(self, name: str) -> bool:
+        """Whether the field is there and not null."""
+        return not self._missing(name)
+
     def get_str(self, name: str, *, limit: int = 4096) -> str:
         """Return a string as one safe line of at most about ``limit`` characters."""
         value = self._values.get(name)
         if not isinstance(value, str):
             self._wrong(name, "a string")
         return printable(value, limit)
+
+    def get_match(self, name: str, pattern: re.Pattern[str]) -> str:
+        """Return a string exactly as sent that ``pattern`` matches in full; it must be safe to show."""
+        value = self._values.get(name)
+        if not isinstance(value, str) or not pattern.fullmatch(value):
+            self._wrong(name, f"like {pattern.pattern}")
+        return value
 
     def get_int(self, name: str, *, low: int = 0, high: int = MAX_INT) -> int:
         """Return an integer between ``low`` and ``high``, both included."""
@@ -289,10 +303,10 @@ class FrameReader:
         """Return what came instead of, or before, the helper's first line, sanitised."""
         return printable(bytes(self._noise if self._synced else self._buffer).strip(), 4096)
 
-    def order_sent(self) -> None:
-        """Allow what one more order may be answered with."""
-        self._bytes.add(BYTES_PER_ORDER)
-        self._frames.add(FRAMES_PER_ORDER)
+    def order_sent(self, *, more_bytes: int = 0, more_frames: int = 0) -> None:
+        """Allow what one more order may be answered with; more when it is answered with many rows."""
+        self._bytes.add(BYTES_PER_ORDER + more_bytes)
+        self._frames.add(FRAMES_PER_ORDER + more_frames)
 
     async def read_frame(self) -> Fields | None:
         """Return the next frame, or None at the end of the stream.

@@ -1,0 +1,241 @@
+"""The life of a libvirt host's cache: one conversation each to list, remove, clean, verify, pin, adopt."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from imgcache.drivers.base import NoteRow, NoteState, UnsupportedError, VerdictState
+from imgcache.drivers.libvirt_rows import EntryRows, cache_from, removal_rows, verdict_from
+from imgcache.errors import ErrorCode, HostError
+from imgcache.model import PIN_FOREVER
+from imgcache.transport.conversation import OrderError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+    from datetime import datetime
+
+    from imgcache.drivers.base import HostContext, RemovalItem, RemovalRow, Verdict
+    from imgcache.model import HostCache, HostSettings, Image
+    from imgcache.transport.conversation import Conversation, Message
+    from imgcache.transport.wire import Fields
+
+LIST_MODULES = ("conf", "cache", "entries")
+USE_MODULES = ("conf", "cache", "entries", "usage")
+REMOVE_MODULES = ("conf", "cache", "entries", "usage", "removal")
+VERIFY_MODULES = ("conf", "cache", "entries", "watch", "verify")
+RENEW_MODULES = ("conf", "cache")
+
+#: Items that one ``remove`` order may have.
+ITEMS_PER_ORDER = 100
+#: Longer than any single look at a host; looking through thousands of instances takes seconds.
+_ANSWER_S = 120.0
+#: The helper reports its progress far more often while it hashes.
+_SILENCE_S = 60.0
+
+
+@asynccontextmanager
+async def _opened(
+    context: HostContext, modules: Sequence[str]
+) -> AsyncIterator[tuple[Conversation, Fields]]:
+    """Start the helper and open the cache; gives the conversation and what ``open`` answered.
+
+    Raises:
+        UnsupportedError: the host's back end has no cache of files.
+    """
+    async with context.converse(modules) as talk:
+        order = talk.order("open", settings=settings_for_helper(context.host.settings))
+        try:
+            answer = await talk.result(order, timeout_s=_ANSWER_S)
+        except OrderError as error:
+            raise _unsupported(error) from error
+        try:
+            yield talk, answer.fields
+        except OrderError as error:
+            raise _unsupported(error) from error
+
+
+def _unsupported(error: OrderError) -> HostError:
+    if error.code is ErrorCode.BACKEND:
+        return UnsupportedError(error.code, error.message)
+    return error
+
+
+def settings_for_helper(settings: HostSettings) -> dict[str, object]:
+    """Return the part of the settings that overrides the host's nova.conf; see the protocol's ``open``."""
+    return {
+        "instances_path": settings.instances_path,
+        "cache_subdirectory": settings.cache_subdirectory,
+        "force_raw_images": settings.force_raw_images,
+        "images_type": settings.images_type,
+        "nova_conf": list(settings.nova_conf) if settings.nova_conf else None,
+    }
+
+
+async def inspect(context: HostContext, *, formats: bool, use: bool) -> HostCache:
+    """See ``Driver.inspect``."""
+    async with _opened(context, USE_MODULES if use else LIST_MODULES) as (talk, opened):
+        rows = EntryRows()
+        order = talk.order("list", formats=formats, use=use)
+        answer = await talk.result(order, timeout_s=_ANSWER_S, on_rows=rows.take)
+        return cache_from(opened, answer.fields, rows.entries)
+
+
+async def remove(
+    context: HostContext, items: Sequence[RemovalItem], on_row: Callable[[RemovalRow], None]
+) -> None:
+    """See ``Driver.remove``."""
+    async with _opened(context, REMOVE_MODULES) as (talk, _):
+        for start in range(0, len(items), ITEMS_PER_ORDER):
+            part = items[start : start + ITEMS_PER_ORDER]
+            missing = {item.name for item in part}
+
+            def take(fields: Fields, missing: set[str] = missing) -> None:
+                for row in removal_rows(fields, missing):
+                    missing.discard(row.name)
+                    on_row(row)
+
+            order = talk.order("remove", items=[_item_fields(item) for item in part])
+            await talk.result(order, timeout_s=_ANSWER_S, on_rows=take)
+
+
+def _item_fields(item: RemovalItem) -> dict[str, object]:
+    return {
+        "name": item.name,
+        "inode": item.inode,
+        "mtime_ns": item.mtime_ns,
+        "min_age_s": item.min_age_s,
+        "ours_ok": item.ours_ok,
+        "pinned_ok": item.pinned_ok,
+    }
+
+
+async def clean(
+    context: HostContext, stall_age_s: float, on_row: Callable[[RemovalRow], None]
+) -> None:
+    """See ``Driver.clean``."""
+
+    def take(fields: Fields) -> None:
+        for row in removal_rows(fields, None):
+            on_row(row)
+
+    async with _opened(context, REMOVE_MODULES) as (talk, _):
+        order = talk.order("clean", stall_age_s=stall_age_s, dry=context.dry_run)
+        await talk.result(order, timeout_s=_ANSWER_S, on_rows=take)
+
+
+async def verify(
+    context: HostContext,
+    base_names: Sequence[str],
+    *,
+    bytes_per_s: int | None,
+    on_verdict: Callable[[Verdict], None],
+    on_progress: Callable[[str, int, int], None],
+) -> None:
+    """See ``Driver.verify``."""
+    async with _opened(context, VERIFY_MODULES) as (talk, _), talk.keep_alive():
+        for name in base_names:
+
+            def progress(_: str, done: int, total: int, name: str = name) -> None:
+                on_progress(name, done, total)
+
+            order = talk.order("verify", base=name, rate=bytes_per_s)
+            answer = await talk.result(order, timeout_s=_SILENCE_S, on_progress=progress)
+            on_verdict(verdict_from(name, answer.fields))
+
+
+async def pin(
+    context: HostContext,
+    base_names: Sequence[str],
+    until: datetime | None,
+    on_row: Callable[[NoteRow], None],
+) -> None:
+    """See ``Driver.pin``. The end of a pin is a moment, told by the host's own clock."""
+    async with _opened(context, VERIFY_MODULES) as (talk, _):
+        await send_pins(talk, base_names, until, on_row)
+
+
+async def send_pins(
+    talk: Conversation,
+    base_names: Iterable[str],
+    until: datetime | None,
+    on_row: Callable[[NoteRow], None],
+) -> None:
+    """Pin or unpin in a conversation that has opened the cache and loaded ``verify``."""
+    when: object = None
+    if until is not None:
+        when = "forever" if until == PIN_FOREVER else until.timestamp() + talk.hello.clock_offset_s
+    orders = [(name, talk.order("pin", base=name, until=when)) for name in base_names]
+    for name, order in orders:
+        try:
+            answer = await talk.result(order, timeout_s=_ANSWER_S)
+        except OrderError as error:
+            on_row(NoteRow(name, NoteState.FAILED, error.code, error.message))
+        else:
+            on_row(NoteRow(name, _note_state(answer, _PIN_STATES)))
+
+
+_PIN_STATES = frozenset(
+    {NoteState.PINNED, NoteState.UNPINNED, NoteState.UNMANAGED, NoteState.ABSENT}
+)
+_ADOPT_STATES = frozenset({NoteState.ADOPTED, NoteState.ABSENT, NoteState.CHANGED})
+
+
+def _note_state(answer: Message, states: frozenset[NoteState]) -> NoteState:
+    return NoteState(answer.fields.get_choice("state", {state.value for state in states}))
+
+
+async def adopt(context: HostContext, image: Image, verdict: Verdict) -> NoteRow:
+    """See ``Driver.adopt``."""
+    if verdict.state is not VerdictState.UNMANAGED or verdict.digest is None:
+        message = f"adopt {verdict.base_name}: nothing was proven about it"
+        raise AssertionError(message)
+    async with _opened(context, VERIFY_MODULES) as (talk, _):
+        order = talk.order(
+            "adopt",
+            base=verdict.base_name,
+            image={
+                "id": image.id,
+                "name": image.name,
+                "size": image.size_bytes,
+                "disk_format": image.disk_format,
+                "virtual_size": image.virtual_size_bytes,
+                "digest": {"algo": image.digest.algo, "value": image.digest.value},
+            },
+            stored={
+                "algo": verdict.digest.algo,
+                "value": verdict.digest.value,
+                "size": verdict.size_bytes,
+            },
+        )
+        answer = await talk.result(order, timeout_s=_ANSWER_S)
+        return NoteRow(verdict.base_name, _note_state(answer, _ADOPT_STATES))
+
+
+async def renew(
+    context: HostContext,
+    sizes: Sequence[tuple[str, int]],
+    on_row: Callable[[NoteRow], None],
+) -> None:
+    """See ``Driver.renew``."""
+    async with _opened(context, RENEW_MODULES) as (talk, _):
+        orders = [
+            (name, talk.order("touch", base=name, sizes=[size], dry=context.dry_run))
+            for name, size in sizes
+        ]
+        for name, order in orders:
+            try:
+                answer = await talk.result(order, timeout_s=_ANSWER_S)
+            except OrderError as error:
+                on_row(NoteRow(name, NoteState.FAILED, error.code, error.message))
+            else:
+                on_row(_renewed(name, answer.fields, dry=context.dry_run))
+
+
+def _renewed(name: str, fields: Fields, *, dry: bool) -> NoteRow:
+    if fields.get_choice("state", {"existing", "absent"}) == "absent":
+        return NoteRow(name, NoteState.ABSENT)
+    reason = fields.opt_str("reason", limit=1000)
+    if fields.get_bool("touched") or dry:
+        return NoteRow(name, NoteState.RENEWED, reason=reason)
+    return NoteRow(name, NoteState.FAILED, ErrorCode.NOT_TOUCHED, reason)

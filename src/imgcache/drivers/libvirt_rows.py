@@ -1,0 +1,192 @@
+"""Reads what a libvirt host says about its cache into values; for a peer that lies.
+
+Strings are sanitised or match a pattern in full; a manifest that cannot be read makes the entry
+unmanaged, anything else that is wrong ends the conversation.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from imgcache.drivers.base import RemovalRow, RemovalState, Verdict, VerdictState
+from imgcache.errors import ErrorCode, HostError
+from imgcache.model import (
+    PIN_FOREVER,
+    CacheEntry,
+    CachePolicy,
+    Digest,
+    EntryKind,
+    HostCache,
+    ImageId,
+    Manifest,
+)
+from imgcache.transport.wire import MAX_INT, MAX_UNSIGNED, protocol_error
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from imgcache.transport.wire import Fields
+
+#: More entries than any cache has; beyond it the host is not believed.
+MAX_ENTRIES = 50_000
+_MAX_ROWS_A_FRAME = 2000
+_MAX_AGE_S = 1e12
+
+_NAMES = {
+    EntryKind.ORIGINAL: re.compile(r"[0-9a-f]{40}", re.ASCII),
+    EntryKind.RESIZED: re.compile(r"[0-9a-f]{40}_[0-9A-Za-z._-]{1,200}", re.ASCII),
+    EntryKind.SWAP: re.compile(r"swap_[0-9]{1,30}", re.ASCII),
+    EntryKind.EPHEMERAL: re.compile(r"ephemeral_[0-9]{1,30}_[0-9A-Za-z_.-]{7}", re.ASCII),
+}
+_ALGO = re.compile(r"[a-z0-9_]{2,20}", re.ASCII)
+_HEX = re.compile(r"[0-9a-f]{8,256}", re.ASCII)
+_UUID = re.compile(r"[0-9a-fA-F-]{36}", re.ASCII)
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z", re.ASCII)
+
+
+class EntryRows:
+    """Collects the rows of one ``list``."""
+
+    def __init__(self) -> None:
+        self.entries: list[CacheEntry] = []
+
+    def take(self, fields: Fields) -> None:
+        """Take one ``rows`` event."""
+        for row in fields.get_objects("rows", most=_MAX_ROWS_A_FRAME):
+            if len(self.entries) >= MAX_ENTRIES:
+                message = f"the host lists more than {MAX_ENTRIES} entries in its cache"
+                raise protocol_error(message)
+            self.entries.append(entry_from(row))
+
+
+def entry_from(row: Fields) -> CacheEntry:
+    """Return one entry of a ``list`` row."""
+    kind = row.get_enum("kind", EntryKind)
+    name = row.get_str("name", limit=600)
+    if kind in _NAMES and not _NAMES[kind].fullmatch(name):
+        kind = EntryKind.FOREIGN
+    manifest = row.opt_object("manifest") if kind is EntryKind.ORIGINAL else None
+    return CacheEntry(
+        name=name,
+        kind=kind,
+        size_bytes=row.get_int("size"),
+        allocated_bytes=row.get_int("allocated"),
+        format=row.opt_str("format", limit=20),
+        age_s=row.get_float("age", low=-_MAX_AGE_S, high=_MAX_AGE_S),
+        inode=row.get_int("inode", high=MAX_UNSIGNED),
+        mtime_ns=row.get_int("mtime_ns", low=-MAX_INT),
+        links=row.get_int("links"),
+        users=row.opt_int("users"),
+        used_by=tuple(row.get_strings("used_by", limit=200, most=3)),
+        live=row.get_bool("live"),
+        manifest=_manifest_from(manifest) if manifest else None,
+    )
+
+
+def _manifest_from(fields: Fields) -> Manifest | None:
+    """Return a manifest, or None when somebody damaged it: the entry is unmanaged then."""
+    try:
+        stored = fields.get_object("stored")
+        return Manifest(
+            image_id=ImageId(fields.get_match("image_id", _UUID)),
+            image_name=fields.get_str("image_name", limit=300),
+            digest=_digest_from(fields.get_object("digest")),
+            stored_digest=_digest_from(stored),
+            stored_size_bytes=stored.get_int("size"),
+            stored_format=stored.get_str("format", limit=20),
+            disk_format=fields.get_str("disk_format", limit=20),
+            source=fields.get_str("source", limit=20),
+            cached_at=_time(fields, "cached_at") or datetime.fromtimestamp(0, UTC),
+            touched_at=_time(fields, "touched_at"),
+            verified_at=_time(fields, "verified_at"),
+            pinned_until=_pin(fields),
+        )
+    except (HostError, ValueError, OverflowError):
+        return None
+
+
+def _digest_from(fields: Fields) -> Digest:
+    return Digest(fields.get_match("algo", _ALGO), fields.get_match("value", _HEX))
+
+
+def _time(fields: Fields, name: str) -> datetime | None:
+    if not fields.has(name):
+        return None
+    return datetime.fromisoformat(fields.get_match(name, _TIME))
+
+
+def _pin(fields: Fields) -> datetime | None:
+    """Return until when it is pinned; what cannot be represented is for ever."""
+    if not fields.has("pin"):
+        return None
+    try:
+        return datetime.fromtimestamp(fields.get_float("pin"), UTC)
+    except (HostError, ValueError, OverflowError, OSError):
+        return PIN_FOREVER
+
+
+def cache_from(opened: Fields, answer: Fields, entries: list[CacheEntry]) -> HostCache:
+    """Return a host's cache from what ``open`` and ``list`` answered."""
+    return HostCache(
+        cache_path=opened.get_str("cache_path"),
+        instances_path=opened.get_str("instances_path"),
+        entries=tuple(entries),
+        policy=_policy_from(answer.get_object("policy")),
+        filesystem=answer.get_str("filesystem", limit=40),
+        filesystem_size_bytes=answer.get_int("size"),
+        filesystem_free_bytes=answer.get_int("free"),
+        own_filesystem=answer.get_bool("own_filesystem"),
+        nova_usage_bytes=answer.get_int("nova_usage"),
+        evidence_problems=tuple(answer.get_strings("problems", limit=500)),
+        storage_id=answer.opt_str("storage_id", limit=200),
+        shares_with=tuple(answer.get_strings("shares_with", limit=255, most=10_000)),
+        nodename=answer.get_str("nodename", limit=255),
+    )
+
+
+def _policy_from(fields: Fields) -> CachePolicy:
+    return CachePolicy(
+        remove_unused=fields.get_bool("remove_unused"),
+        original_min_age_s=fields.get_float("original_min_age_s"),
+        resized_min_age_s=fields.get_float("resized_min_age_s"),
+        reserved_host_disk_mb=fields.get_int("reserved_host_disk_mb"),
+        reserves_cache=fields.get_bool("reserves_cache"),
+        manager_interval_s=fields.get_int("manager_interval_s", low=-MAX_INT),
+    )
+
+
+def removal_rows(fields: Fields, expected: Collection[str] | None) -> list[RemovalRow]:
+    """Return the rows of one ``rows`` event of ``remove`` or ``clean``.
+
+    ``expected`` holds the names that may come; None: any, sanitised.
+    """
+    rows = []
+    for row in fields.get_objects("rows", most=_MAX_ROWS_A_FRAME):
+        name = row.get_str("name", limit=600)
+        if expected is not None and name not in expected:
+            message = "the host answers about an entry that it was not asked about"
+            raise protocol_error(message)
+        rows.append(
+            RemovalRow(
+                name=name,
+                state=row.get_enum("state", RemovalState),
+                code=row.get_enum("code", ErrorCode) if row.has("code") else None,
+                reason=row.opt_str("reason", limit=1000),
+                bytes=row.get_int("bytes"),
+            )
+        )
+    return rows
+
+
+def verdict_from(base_name: str, fields: Fields) -> Verdict:
+    """Return what ``verify`` found."""
+    hashed = fields.has("value")
+    return Verdict(
+        base_name=base_name,
+        state=fields.get_enum("state", VerdictState),
+        reason=fields.opt_str("reason", limit=1000),
+        digest=_digest_from(fields) if hashed else None,
+        size_bytes=fields.opt_int("size") or 0,
+    )
