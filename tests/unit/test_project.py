@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -91,7 +92,7 @@ def test_nothing_names_a_machine_or_a_registry() -> None:
     # Put together here, so that this file does not hold what it looks for.
     patterns = [
         *(f"/{folder}/" for folder in ("work", "root")),
-        *("py" + "env", "/tmp/" + "setup"),
+        "/tmp/" + "setup",
         *(".".join(parts) for parts in (("pypi", "org"), ("deb", "debian", "org"))),
         *(".".join(parts) for parts in (("pythonhosted", "org"), ("registry", "npmjs"))),
     ]
@@ -155,6 +156,14 @@ def test_changelog_keeps_its_form() -> None:
     kinds = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
     for line in lines:
         assert not line.startswith("### ") or line[4:] in kinds, line
+
+
+@pytest.mark.xdist_group("groups")
+def test_groups_of_tests_stay_together(request: pytest.FixtureRequest) -> None:
+    """The servers behind ``openstack`` would otherwise be started once per worker."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        pytest.skip("runs in one process")
+    assert request.node.nodeid.endswith("@groups")
 
 
 @pytest.fixture(scope="module")
