@@ -231,7 +231,7 @@ class Tmpfs:
 
     def __init__(self, path: Path, options: str) -> None:
         self.path = path
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", path]
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)]
         if (
             os.geteuid() != 0
             or subprocess.run(command, check=False, capture_output=True).returncode

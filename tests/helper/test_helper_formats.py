@@ -1,5 +1,7 @@
 """Format inspection: what is refused, never less than what oslo.utils and qemu-img refuse."""
 
+# mypy: allow-untyped-calls
+
 from __future__ import annotations
 
 import json
@@ -250,7 +252,7 @@ class Oracle:
 
 @pytest.fixture(scope="module")
 def oracle() -> Iterator[Oracle]:
-    probe = [OSLO_PYTHON, "-c", "import oslo_utils.imageutils.format_inspector"]
+    probe = [str(OSLO_PYTHON), "-c", "import oslo_utils.imageutils.format_inspector"]
     if (
         not OSLO_PYTHON.exists()
         or subprocess.run(probe, capture_output=True, check=False).returncode
@@ -335,7 +337,9 @@ FOREIGN = [
 def _make(tmp_path: Path, options: list[str]) -> Path:
     (tmp_path / "BACK").write_bytes(bytes(MIB))
     path = tmp_path / "image"
-    subprocess.run(["qemu-img", "create", "-q", *options, path, "1M"], check=True, cwd=tmp_path)
+    subprocess.run(
+        ["qemu-img", "create", "-q", *options, str(path), "1M"], check=True, cwd=tmp_path
+    )
     return path
 
 

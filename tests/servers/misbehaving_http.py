@@ -305,6 +305,11 @@ class HttpServer:
             if not data:
                 return
             received += data
+            if received.startswith(
+                b"\x16\x03"
+            ):  # a TLS hello to a plain server: answered as others do
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+                return
         first, *lines = received.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
         method, target, _ = first.split(" ")
         pairs = (line.partition(":") for line in lines)

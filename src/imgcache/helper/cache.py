@@ -40,7 +40,9 @@ class Cache:
             raise Failure(
                 "nopath", "instances_path %s is not a folder on this host" % given, path=given
             )
-        self.parts = [part for part in values["cache_subdirectory"].split("/") if part not in ("", ".")]
+        self.parts = [
+            part for part in values["cache_subdirectory"].split("/") if part not in ("", ".")
+        ]
         if values["cache_subdirectory"].startswith("/") or not self.parts or ".." in self.parts:
             raise Failure(
                 "config",

@@ -120,7 +120,8 @@ def decode(text):
 
 
 class _Decoding:
-    strict, object_hook, object_pairs_hook, memo = True, None, None, {}
+    strict, object_hook, object_pairs_hook = True, None, None
+    memo = {}  # type: dict[str, str]
     parse_int, parse_float, parse_constant = int, float, float
 
 
