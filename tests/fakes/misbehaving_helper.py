@@ -115,7 +115,7 @@ def misbehave(mode: str, order_id: int) -> None:
                 "id": order_id,
                 "event": "error",
                 "code": "space",
-                "message": message[:20000],
+                "message": message[:5000],
                 "fields": {"need": 2, "path": "\x1b["},
             }
         )

@@ -89,7 +89,7 @@ class _Handler(asyncssh.SSHServer):
 @asynccontextmanager
 async def ssh_server(folder: Path, **settings: Any) -> AsyncIterator[SshServer]:
     """Run a server on a free loopback port."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 - a test, nothing waits
     server = SshServer(folder, **settings)
     client_key = asyncssh.generate_private_key("ssh-ed25519")
     client_key.write_private_key(server.client_key)
@@ -97,9 +97,6 @@ async def ssh_server(folder: Path, **settings: Any) -> AsyncIterator[SshServer]:
     keys = [asyncssh.generate_private_key(name) for name in server.host_keys]
 
     async def run(process: asyncssh.SSHServerProcess[bytes]) -> None:
-        if not server.sessions:
-            process.close()
-            return
         await _run(server, process)
 
     listener = await asyncssh.listen(
@@ -107,7 +104,7 @@ async def ssh_server(folder: Path, **settings: Any) -> AsyncIterator[SshServer]:
         server.port,
         server_factory=lambda: _Handler(server),
         server_host_keys=keys,
-        process_factory=run,
+        process_factory=run if server.sessions else None,
         encoding=None,
     )
     server.port = listener.get_port()
@@ -161,6 +158,8 @@ async def _run(server: SshServer, process: asyncssh.SSHServerProcess[bytes]) -> 
             os.killpg(child.pid, signal.SIGKILL)
         feeding.cancel()
         await asyncio.wait([feeding])
+        # asyncio tells the end of a child only after its pipes have ended.
+        await asyncio.gather(child.stdout.read(), child.stderr.read())
         await child.wait()
 
 

@@ -63,9 +63,8 @@ def _by_status(status: int | None, stderr: str, noise: str) -> HostError:
         hint = "something there reads standard input before Python does: an rc file, or a wrapper in python:"
         return HostError(ErrorCode.SHELL, message, hint=hint)
     if status == CRASHED:
-        return HostError(
-            ErrorCode.CRASH, f"the helper crashed at its start: {_tail(stderr, noise)}"
-        )
+        message = f"the helper crashed at its start: {_tail(stderr, noise)}"
+        return HostError(ErrorCode.CRASH, message, hint="please report it")
     return _not_python(status, stderr, noise)
 
 

@@ -6,9 +6,10 @@ import asyncio
 import os
 import signal
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from imgcache.errors import ContactLostError, ErrorCode, HostError
+from imgcache.transport.output import Output
 from imgcache.transport.stderr_tail import StderrTail
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from imgcache.model import Host
     from imgcache.transport.base import Session
 
-_BUFFER_BYTES = 128 * 1024
 #: From end of file on its standard input to the signals.
 GRACE_S = 2.0
 #: What a login would set; nothing else of our environment reaches the child, above all no OS_PASSWORD.
@@ -32,52 +32,91 @@ class LocalTransport:
         """See ``Transport``; the settings for SSH mean nothing here."""
         del host
         try:
-            process = await asyncio.create_subprocess_exec(
+            _, session = await asyncio.get_running_loop().subprocess_exec(
+                _LocalSession,
                 "/bin/sh",
                 "-c",
                 command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                limit=_BUFFER_BYTES,
                 start_new_session=True,
                 env={name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ},
             )
         except OSError as exc:
             message = f"no process can be started here: {exc.strerror}"
             raise HostError(ErrorCode.SESSION, message, hint="lower --concurrency") from exc
-        session = _LocalSession(process)
         try:
             yield session
         finally:
             await session.end()
 
 
-class _LocalSession:
+class _LocalSession(asyncio.SubprocessProtocol):
     """See ``Session``."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
+    def __init__(self) -> None:
+        self._output = Output()
         self._stderr = StderrTail()
-        self._drain = asyncio.create_task(self._keep_stderr())
+        self._eof = False
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._exited = asyncio.Event()
+        self._gone = asyncio.Event()
+
+    # What asyncio tells us.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See ``asyncio.SubprocessProtocol``."""
+        self._process = cast("asyncio.SubprocessTransport", transport)
+        stdout = self._process.get_pipe_transport(1)
+        if isinstance(stdout, asyncio.ReadTransport):
+            self._output.pause = stdout.pause_reading
+            self._output.resume = stdout.resume_reading
+
+    def pipe_data_received(self, fd: int, data: bytes | str) -> None:
+        """See ``asyncio.SubprocessProtocol``."""
+        if isinstance(data, bytes):
+            (self._output if fd == 1 else self._stderr).add(data)
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+        """See ``asyncio.SubprocessProtocol``."""
+        del exc
+        if fd == 1:
+            self._eof = True
+            self._output.wake()
+        elif fd == 0:
+            self._writable.set()
+
+    def process_exited(self) -> None:
+        """See ``asyncio.SubprocessProtocol``."""
+        self._exited.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See ``asyncio.SubprocessProtocol``."""
+        del exc
+        self._gone.set()
+
+    def pause_writing(self) -> None:
+        """See ``asyncio.SubprocessProtocol``."""
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        """See ``asyncio.SubprocessProtocol``."""
+        self._writable.set()
+
+    # What the rest of imgcache uses.
 
     async def write(self, data: bytes) -> None:
         """See ``Session``."""
-        stdin = self._process.stdin
-        if stdin is None:
-            raise AssertionError
-        try:
+        stdin = self._stdin()
+        if not stdin.is_closing():
             stdin.write(data)
-            await stdin.drain()
-        except (ConnectionError, RuntimeError) as exc:
+            await self._writable.wait()
+        if stdin.is_closing():
             message = "the helper's process takes no more input"
-            raise ContactLostError(ErrorCode.LOST, message) from exc
+            raise ContactLostError(ErrorCode.LOST, message)
 
     async def read(self, max_bytes: int) -> bytes:
         """See ``Session``."""
-        if self._process.stdout is None:
-            raise AssertionError
-        return await self._process.stdout.read(max_bytes)
+        return await self._output.take(max_bytes, lambda: self._eof)
 
     def stderr_tail(self) -> str:
         """See ``Session``."""
@@ -85,36 +124,28 @@ class _LocalSession:
 
     async def exit_status(self) -> int | None:
         """See ``Session``."""
-        status = await self._process.wait()
+        await self._exited.wait()
         with suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(self._drain), 1)
-        return status if status >= 0 else None
+            # For the rest of standard error, which a child of the helper may hold open.
+            await asyncio.wait_for(self._gone.wait(), 0.5)
+        status = self._process.get_returncode()
+        return status if status is not None and status >= 0 else None
 
     async def close_stdin(self) -> None:
         """See ``Session``."""
-        if self._process.stdin and not self._process.stdin.is_closing():
-            self._process.stdin.close()
+        self._stdin().close()
 
     async def end(self) -> None:
         """End the process and all that it started, within seconds."""
         try:
-            await self.close_stdin()
+            self._stdin().close()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._process.wait(), GRACE_S)
+                await asyncio.wait_for(self._exited.wait(), GRACE_S)
         finally:
-            self._signal(signal.SIGKILL)
-            self._drain.cancel()
-            await asyncio.wait([self._drain])
-            await self._process.wait()
-            # The pipes are closed in the turn of the loop after the one that sees the end.
-            await asyncio.sleep(0)
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.get_pid(), signal.SIGKILL)
+            self._process.close()
+            await self._gone.wait()
 
-    def _signal(self, number: signal.Signals) -> None:
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, number)
-
-    async def _keep_stderr(self) -> None:
-        if self._process.stderr is None:
-            raise AssertionError
-        while data := await self._process.stderr.read(65536):
-            self._stderr.add(data)
+    def _stdin(self) -> asyncio.WriteTransport:
+        return cast("asyncio.WriteTransport", self._process.get_pipe_transport(0))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import asyncssh
 
+from imgcache.transport.output import Output
 from imgcache.transport.ssh_errors import contact_lost
 from imgcache.transport.stderr_tail import StderrTail
 from imgcache.transport.wire import protocol_error
@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
     from imgcache.errors import HostError
 
-#: Buffered output of the program at which the host is told to wait.
-HIGH_WATER_BYTES = 256 * 1024
+#: What a host may send before we take it.
 WINDOW_BYTES = 256 * 1024
 #: What one host may send over its connection in all: this much at once, and this much a second.
 FLOOD_BURST_BYTES, FLOOD_BYTES_PER_S = 8 * 1024 * 1024, 1024 * 1024
@@ -159,13 +158,10 @@ class SshSession(asyncssh.SSHClientSession[bytes]):
         self._connection = connection
         self._jump = jump
         self._channel: asyncssh.SSHClientChannel[bytes] | None = None
-        self._chunks: deque[bytes] = deque()
-        self._buffered = 0
-        self._paused = False
+        self._output = Output()
         self._eof = False
         self._stderr = StderrTail()
         self._status: int | None = None
-        self._changed = asyncio.Event()
         self._writable = asyncio.Event()
         self._writable.set()
         self._ended = asyncio.Event()
@@ -176,23 +172,20 @@ class SshSession(asyncssh.SSHClientSession[bytes]):
     def connection_made(self, chan: asyncssh.SSHClientChannel[bytes]) -> None:
         """See ``asyncssh.SSHClientSession``."""
         self._channel = chan
+        self._output.pause = chan.pause_reading
+        self._output.resume = chan.resume_reading
 
     def data_received(self, data: bytes, datatype: int | None) -> None:
         """See ``asyncssh.SSHClientSession``."""
         if datatype is not None:
             self._stderr.add(data)
             return
-        self._chunks.append(data)
-        self._buffered += len(data)
-        if self._buffered > HIGH_WATER_BYTES and not self._paused and self._channel:
-            self._paused = True
-            self._channel.pause_reading()
-        self._changed.set()
+        self._output.add(data)
 
     def eof_received(self) -> bool:
         """See ``asyncssh.SSHClientSession``."""
         self._eof = True
-        self._changed.set()
+        self._output.wake()
         return True
 
     def exit_status_received(self, status: int) -> None:
@@ -211,7 +204,7 @@ class SshSession(asyncssh.SSHClientSession[bytes]):
         """See ``asyncssh.SSHClientSession``."""
         self._lost = exc
         self._ended.set()
-        self._changed.set()
+        self._output.wake()
         self._writable.set()
 
     # What the rest of imgcache uses.
@@ -231,26 +224,15 @@ class SshSession(asyncssh.SSHClientSession[bytes]):
 
     async def read(self, max_bytes: int) -> bytes:
         """See ``Session``."""
-        while not self._chunks:
-            if self._connection.flooded:
-                message = "the host floods its connection"
-                raise protocol_error(message)
-            cut_off = self._lost or (self._client.closed.done() and not self._eof)
-            if self._ended.is_set() and cut_off:
-                raise self._loss()
-            if self._eof or self._ended.is_set():
-                return b""
-            self._changed.clear()
-            await self._changed.wait()
-        data = self._chunks.popleft()
-        if len(data) > max_bytes:
-            self._chunks.appendleft(data[max_bytes:])
-            data = data[:max_bytes]
-        self._buffered -= len(data)
-        if self._paused and self._buffered < HIGH_WATER_BYTES // 4 and self._channel:
-            self._paused = False
-            self._channel.resume_reading()
-        return data
+        return await self._output.take(max_bytes, self._at_end)
+
+    def _at_end(self) -> bool:
+        if self._connection.flooded:
+            raise self._loss()
+        cut_off = self._lost or (self._client.closed.done() and not self._eof)
+        if self._ended.is_set() and cut_off:
+            raise self._loss()
+        return self._eof or self._ended.is_set()
 
     def stderr_tail(self) -> str:
         """See ``Session``."""

@@ -104,11 +104,8 @@ def _from_file(
     try:
         key = asyncssh.read_private_key(path)
         return list(asyncssh.load_keypairs([key], certlist=files))
-    except asyncssh.KeyEncryptionError as exc:
-        message = f"the SSH key {path} cannot be decrypted: {exc}"
-        raise HostError(ErrorCode.LOGIN, message, hint=f"ssh-add {path}") from exc
     except asyncssh.KeyImportError as exc:
-        if "passphrase" in str(exc).lower():
+        if _is_encrypted(path):
             message = f"the SSH key {path} is encrypted, and no agent holds it"
             hint = f"start an agent and run: ssh-add {path}"
             raise HostError(ErrorCode.LOGIN, message, hint=hint) from exc
@@ -121,6 +118,17 @@ def _from_file(
         raise HostError(
             ErrorCode.LOGIN, message, hint="check ssh_key: and the file's owner"
         ) from exc
+
+
+def _is_encrypted(path: Path) -> bool:
+    """Whether a passphrase would help; asyncssh tells by type only when it has been given one."""
+    try:
+        asyncssh.read_private_key(path, passphrase="-")
+    except asyncssh.KeyEncryptionError:
+        return True
+    except (asyncssh.KeyImportError, OSError):
+        return False
+    return True
 
 
 def _public_half(path: Path) -> asyncssh.SSHKey | None:
