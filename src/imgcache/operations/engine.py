@@ -14,7 +14,7 @@ from imgcache.drivers.base import UnsupportedError
 from imgcache.errors import ContactLostError, ErrorCode, HostError
 from imgcache.events import HostEnded, HostStarted, Notice
 from imgcache.operations.host_run import HostRun
-from imgcache.plan import FAILED_WORDS, OutcomeWord
+from imgcache.plan import OutcomeWord
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from imgcache.events import EventSink
     from imgcache.model import Host, Image
     from imgcache.operations.interrupt import Interrupt
-    from imgcache.plan import Outcome
+    from imgcache.plan import HostFailure, Outcome
     from imgcache.transport.base import Transport
 
 #: Worth a second connection: the host was there a moment ago.
@@ -68,7 +68,8 @@ class Engine:
         self.interrupt = interrupt
         self.dry_run = dry_run
         self.places = asyncio.Semaphore(limits.concurrency)
-        self._outcomes: list[Outcome] = []
+        self.failures: dict[str, HostFailure] = {}
+        """Host name -> why its work ended early; for work that reports more than images."""
 
     async def run(
         self, hosts: Iterable[Host], images: Sequence[Image], work: HostWork
@@ -99,6 +100,7 @@ class Engine:
                 watch.cancel()
         except BaseExceptionGroup as group_error:
             raise _first_cause(group_error) from group_error
+        self.failures = {run.host.name: run.failure for run in runs if run.failure}
         return [outcome for run in runs for outcome in run.outcomes()]
 
     async def _take_place(self) -> bool:
@@ -144,10 +146,7 @@ class Engine:
         finally:
             if run.has_place:
                 self.places.release()
-            failed = run.found_wrong or any(
-                outcome.outcome in FAILED_WORDS for outcome in run.outcomes()
-            )
-            self.sink.emit(HostEnded(run.host.name, failed=failed))
+            self.sink.emit(HostEnded(run.host.name, failed=run.has_failed()))
 
     async def _repeat(self, run: HostRun, work: HostWork) -> None:
         """Do the work, again when contact was lost, for the images that have no outcome yet."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from imgcache.errors import ErrorCode
 from imgcache.events import ItemEnded, ItemProgress, ItemRetry, Notice
-from imgcache.plan import Outcome, OutcomeWord, SourceKind
+from imgcache.plan import FAILED_WORDS, HostFailure, Outcome, OutcomeWord, SourceKind
 from imgcache.transport.conversation import start_conversation
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ class HostRun:
         self._images = images
         self._begun: dict[str, float] = {}
         self._reported: dict[str, Outcome] = {}
+        #: Why the work on this host ended early, if it did.
+        self.failure: HostFailure | None = None
 
     def converse(self, modules: Sequence[str]) -> AbstractAsyncContextManager[Conversation]:
         """See ``HostContext``."""
@@ -127,12 +129,14 @@ class HostRun:
         ``unknown`` is only for those about which an order was on its way; the others were not tried,
         which is known, and an ``error``.
         """
+        self._fail(word, code, reason)
         for image in self.unreported():
             untried = word is OutcomeWord.UNKNOWN and image.id not in self._begun
             self.report(image, OutcomeWord.ERROR if untried else word, code=code, reason=reason)
 
     def give_up_interrupted(self) -> None:
         """Give the images without an outcome the one they have when the run is interrupted."""
+        self._fail(OutcomeWord.SKIPPED, ErrorCode.INTERRUPTED, "the run was interrupted")
         for image in self.unreported():
             if image.id in self._begun:
                 reason = "the run was interrupted meanwhile; the host cleans up by itself"
@@ -140,6 +144,18 @@ class HostRun:
             else:
                 reason = "the run was interrupted"
                 self.report(image, OutcomeWord.SKIPPED, code=ErrorCode.INTERRUPTED, reason=reason)
+
+    def _fail(self, word: OutcomeWord, code: ErrorCode, reason: str) -> None:
+        host = self.host
+        self.failure = HostFailure(host.name, host.aggregate, host.cell, word, code, reason)
+
+    def has_failed(self) -> bool:
+        """Return whether an image failed here or, in a run without images, the host itself."""
+        if self.found_wrong:
+            return True
+        if not self._images and self.failure is not None:
+            return self.failure.outcome in FAILED_WORDS
+        return any(outcome.outcome in FAILED_WORDS for outcome in self.outcomes())
 
     def outcomes(self) -> list[Outcome]:
         """Return what was reported, in the images' order."""

@@ -1,0 +1,156 @@
+"""The hosts of one run about cache entries: one or more passes over them, and what went wrong with some."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, TypeVar
+
+from imgcache.drivers.registry import DRIVERS
+from imgcache.events import HostEnded, HostStarted, Notice, RunEnded, RunStarted
+from imgcache.operations.engine import Engine, Limits
+from imgcache.operations.interrupt import interrupt_on_signals
+from imgcache.operations.parallelism import fit_concurrency
+from imgcache.operations.sources import NoSources
+from imgcache.transport.dispatch import open_transport
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+    from imgcache.drivers.base import Driver, Sources
+    from imgcache.events import Event, EventSink
+    from imgcache.model import Host, Image
+    from imgcache.operations.engine import HostWork
+    from imgcache.operations.host_run import HostRun
+    from imgcache.operations.interrupt import Interrupt
+    from imgcache.operations.selection import Selection
+    from imgcache.plan import HostFailure, Outcome
+    from imgcache.transport.base import Transport
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetRequest:
+    """What every command about cache entries is asked with."""
+
+    selection: Selection
+    concurrency: int = 10
+    retries: int = 3
+    timeout_s: float = 1800.0
+    """For one host, in one pass over the hosts."""
+    dry_run: bool = False
+
+
+class Fleet:
+    """See ``open_fleet``."""
+
+    def __init__(
+        self,
+        command: str,
+        hosts: Sequence[Host],
+        limits: Limits,
+        *,
+        transport: Transport,
+        interrupt: Interrupt,
+        sink: EventSink,
+        dry_run: bool,
+    ) -> None:
+        self.command = command
+        self.hosts = tuple(hosts)
+        self.limits = limits
+        self.sink = sink
+        self.dry_run = dry_run
+        self.started_at = datetime.now(UTC)
+        self.run_id = f"{self.started_at:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
+        self.failures: dict[str, HostFailure] = {}
+        """Host name -> why the last pass over it ended early."""
+        self._transport = transport
+        self._interrupt = interrupt
+        self._passes = 0
+
+    @property
+    def interrupted(self) -> int | None:
+        """The number of the signal that ended the run early, if one did."""
+        return self._interrupt.signal_number
+
+    async def each(
+        self, hosts: Sequence[Host], work: Callable[[HostRun, Driver], Awaitable[T]]
+    ) -> dict[str, T]:
+        """Return host name -> what ``work`` returned, hosts in the order given.
+
+        Hosts whose work failed, or was not begun, are in ``failures`` instead.
+        """
+        found: dict[str, T] = {}
+
+        async def work_on(context: HostRun, _: Sequence[Image]) -> None:
+            found[context.host.name] = await work(context, driver_of(context.host))
+
+        await self.run(hosts, (), work_on, NoSources())
+        return {host.name: found[host.name] for host in hosts if host.name in found}
+
+    async def run(
+        self, hosts: Sequence[Host], images: Sequence[Image], work: HostWork, sources: Sources
+    ) -> list[Outcome]:
+        """Pass over these hosts once; see ``Engine.run``."""
+        self._passes += 1
+        engine = Engine(
+            run_id=self.run_id,
+            transport=self._transport,
+            sources=sources,
+            limits=self.limits,
+            sink=self.sink if self._passes == 1 else _LaterPass(self.sink),
+            interrupt=self._interrupt,
+            dry_run=self.dry_run,
+        )
+        outcomes = await engine.run(hosts, images, work)
+        self.failures.update(engine.failures)
+        return outcomes
+
+
+class _LaterPass:
+    """Hides that hosts start and end again: displays count each host once."""
+
+    def __init__(self, sink: EventSink) -> None:
+        self._sink = sink
+
+    def emit(self, event: Event) -> None:
+        """See ``EventSink``."""
+        if not isinstance(event, HostStarted | HostEnded):
+            self._sink.emit(event)
+
+
+def driver_of(host: Host) -> Driver:
+    """Return the driver of a host."""
+    return DRIVERS[host.settings.driver]
+
+
+@asynccontextmanager
+async def open_fleet(
+    command: str, request: FleetRequest, hosts: Sequence[Host], sink: EventSink
+) -> AsyncIterator[Fleet]:
+    """Begin a run over hosts; leaving ends it. Signals end it early, within seconds."""
+    concurrency, notice = fit_concurrency(min(request.concurrency, len(hosts)))
+    if notice:
+        sink.emit(Notice(notice))
+    # Image services block; each host at work may wait for one.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(concurrency + 4))
+    limits = Limits(concurrency, request.retries, request.timeout_s)
+    with interrupt_on_signals() as interrupt:
+        async with open_transport() as transport:
+            fleet = Fleet(
+                command,
+                hosts,
+                limits,
+                transport=transport,
+                interrupt=interrupt,
+                sink=sink,
+                dry_run=request.dry_run,
+            )
+            sink.emit(RunStarted(fleet.run_id, command, len(hosts), 0, 0, concurrency))
+            yield fleet
+    sink.emit(RunEnded(interrupted=interrupt.is_set()))
