@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
 
-    from imgcache.model import Image, Secret, ServiceAccess
+    from imgcache.model import Image, ImageId, Secret, ServiceAccess
 
 
 class HostAccess(Protocol):
@@ -69,6 +69,27 @@ class ImageService(ABC):
 
         Raises:
             ImageServiceError: on opening, or while reading.
+        """
+
+    @abstractmethod
+    def list_images(self) -> Iterator[tuple[ImageId, str, str]]:
+        """Give (id, name, status) of every image that is visible, hidden ones too, whatever its state.
+
+        In no order; an image that comes or goes meanwhile may be left out. An image that is not given
+        need not be gone: see ``is_gone``.
+
+        Raises:
+            AuthenticationError, ImageServiceUnreachableError, ImageServiceError: no answer to use.
+        """
+
+    @abstractmethod
+    def is_gone(self, image_id: ImageId) -> bool:
+        """Whether the image service knows no such image (any more), asked for it by its id.
+
+        With rights that do not show all projects' images, an image of others seems gone too.
+
+        Raises:
+            AuthenticationError, ImageServiceUnreachableError, ImageServiceError: no answer to use.
         """
 
     def host_access(

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from imgcache.model import ImageId
+
 BLOCK_BYTES = 1024 * 1024
 
 
@@ -52,6 +54,14 @@ class DirectoryImageService(ImageService):
             message = f"{len(problems)} of {len(set(names))} images cannot be cached from {self.describe()}"
             raise ImageProblemsError(message, list(problems.values()))
         return tuple(found.values())
+
+    def list_images(self) -> Iterator[tuple[ImageId, str, str]]:
+        """See ``ImageService.list_images``."""
+        return iter([(entry.id, entry.name, entry.status) for entry in self._entries])
+
+    def is_gone(self, image_id: ImageId) -> bool:
+        """See ``ImageService.is_gone``."""
+        return all(entry.id.lower() != image_id.lower() for entry in self._entries)
 
     def _find(self, name: str) -> Image | Problem:
         where = printable(name)

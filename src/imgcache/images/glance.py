@@ -15,7 +15,7 @@ from imgcache.images.base import ImageService
 from imgcache.images.client import ServiceClient, answer_detail, error_from, request_id
 from imgcache.images.cloud import service_root
 from imgcache.images.records import image_from_record, is_image_id
-from imgcache.model import Image, ServiceAccess
+from imgcache.model import Image, ImageId, ServiceAccess
 from imgcache.text import printable
 
 if TYPE_CHECKING:
@@ -179,24 +179,59 @@ class GlanceImageService(ImageService):
         message = "Glance's list of images changed too often while it was read"
         raise ImageServiceError(message, hint="run again, or name images by their ids")
 
+    def list_images(self) -> Iterator[tuple[ImageId, str, str]]:
+        """See ``ImageService.list_images``. Page by page: a big cloud has tens of thousands."""
+        for hidden in ("false", "true"):
+            yield from self._listed({"visibility": "all", "os_hidden": hidden})
+
+    def _listed(self, query: dict[str, str]) -> Iterator[tuple[ImageId, str, str]]:
+        for _ in range(_MAX_RESTARTS):
+            whole = True
+            for page in self._pages(query):
+                if page is None:
+                    whole = False
+                    break
+                for row in page:
+                    if is_image_id(str(row.get("id"))):
+                        name, status = str(row.get("name") or ""), str(row.get("status") or "")
+                        yield ImageId(str(row["id"])), name, status
+            if whole:
+                return
+        message = "Glance's list of images changed too often while it was read"
+        raise ImageServiceError(message, hint="run again")
+
+    def is_gone(self, image_id: ImageId) -> bool:
+        """See ``ImageService.is_gone``."""
+        return isinstance(self._record(image_id), Problem)
+
     def _walk(self, query: dict[str, str]) -> list[Record] | None:
+        rows: list[Record] = []
+        for page in self._pages(query):
+            if page is None:
+                return None
+            rows += page
+            if len(rows) >= _MAX_CANDIDATES:
+                break
+        return rows
+
+    def _pages(self, query: dict[str, str]) -> Iterator[list[Record] | None]:
+        """Give page after page; None, and no more, when the image that ended a page is gone meanwhile."""
         first: dict[str, str | int] = {**query, "limit": self._page_size}
         params: dict[str, str | int] | None = first
-        rows: list[Record] = []
-        while params is not None and len(rows) < _MAX_CANDIDATES:
+        while params is not None:
             # A marker that is gone is a 400; so is a filter that Glance does not know.
             ok = (200,) if params is first else (200, 400)
             with self._client.request("GET", self._url(), params=params, ok=ok) as answer:
                 if answer.status_code == 400:
-                    return None
+                    yield None
+                    return
                 page = _object(answer)
-            rows += _rows(page)
+            yield _rows(page)
             following = page.get("next")
             # only its query: the path lacks the prefix that a proxy may have added
             params = (
                 dict(parse_qsl(urlsplit(following).query)) if isinstance(following, str) else None
             )
-        return rows
 
     # ----------------------------------------------------------------------------------------- reading
 
