@@ -82,6 +82,7 @@ def test_convert(disk_format: str, helper: Controller, instances: Path, tmp_path
         "value": hashlib.sha512(content).hexdigest(),
         "size": len(content),
         "format": "raw",
+        "mtime_ns": final.stat().st_mtime_ns,
     }
     assert manifest["digest"]["value"] == image["digest"]["value"]
     assert helper.end() == 0

@@ -33,6 +33,7 @@ class Cache:
 
     def __init__(self, values):
         self.values = values
+        self.nova_conf = None
         self.cache_fd = self.own_fd = self.locks_fd = None
         given = values["instances_path"]
         self.instances_path = os.path.realpath(given)
@@ -240,11 +241,11 @@ class Cache:
             os.close(fd)
         os.rename(name + ".new", name, src_dir_fd=self.own_fd, dst_dir_fd=self.own_fd)
 
-    def touch(self, base, sizes, dry, wait_s=_LOCK_WAIT_S):
+    def touch(self, base, sizes, dry, wait_s=_LOCK_WAIT_S, check=None):
         """Renew a final; return what ``touch`` answers."""
         if self.find(base) is None:
             return {"state": "absent"}
-        lock_fd = self.lock(base, wait_s, create=not dry)
+        lock_fd = self.lock(base, wait_s, not dry, check)
         try:
             status = self.find(base)
             if status is None:
@@ -268,6 +269,7 @@ class Cache:
         managed = manifest is not None and manifest["stored"]["size"] == status.st_size
         if managed and reason is None:
             manifest["touched_at"] = utc_now()
+            manifest["stored"]["mtime_ns"] = self.renewed_ns
             try:
                 self.write_manifest(manifest)
             except OSError as error:
@@ -300,6 +302,8 @@ class Cache:
             if os.getuid() == 0:
                 os.seteuid(0)  # libvirt gives files in use to its own user
             os.utime(base, dir_fd=self.cache_fd, follow_symlinks=False)
+            renewed = os.stat(base, dir_fd=self.cache_fd, follow_symlinks=False)
+            self.renewed_ns = renewed.st_mtime_ns  # another mtime later means that Nova used it
         except PermissionError:
             return "it belongs to user {owner}; Nova itself renews images in use".format(
                 **owner_and_mode(status)
@@ -330,6 +334,7 @@ def order_open(session, order):
     try:
         values, origins = conf.effective(order["settings"])
         session.cache = cache = Cache(values)
+        cache.nova_conf = order["settings"].get("nova_conf")
     except Failure as failure:
         session.open_failure = failure
         raise

@@ -19,7 +19,18 @@ PROTOCOL = 1
 #: Frames, both ways, with their newline.
 MAX_FRAME_BYTES = 65536
 #: Which module works off an order; its function is called ``order_<op>``.
-ORDERS = {"open": "cache", "touch": "cache", "fetch": "fetch", "probe": "probe"}
+ORDERS = {
+    "open": "cache",
+    "touch": "cache",
+    "fetch": "fetch",
+    "probe": "probe",
+    "list": "entries",
+    "remove": "removal",
+    "clean": "clean",
+    "verify": "verify",
+    "pin": "verify",
+    "adopt": "verify",
+}
 #: Orders that concern a fetch under way; after its end they are late, and dropped.
 LATE = ("again", "stop", "data", "ping")
 

@@ -34,6 +34,7 @@ class Fetch:
         self.limits = order["limits"]
         self.size = self.image["size"]
         self.received = 0
+        self.mtime_ns = None
         self.confirmed = False
         self.stagings = []
 
@@ -92,7 +93,9 @@ class Fetch:
 
     def existing(self):
         """Return the answer for a final that is there already, renewed; else None."""
-        touched = self.cache.touch(self.base, [], False, self.limits["lock_wait_s"])
+        touched = self.cache.touch(
+            self.base, [], False, self.limits["lock_wait_s"], self.watch.check
+        )
         return (
             self.answer_existing(touched["size"], touched["reason"])
             if touched["state"] == "existing"
@@ -302,6 +305,7 @@ class Fetch:
                     pass  # we are neither root nor Nova's user: readable for all it is anyway
             os.fchmod(staging.fd, 0o644)
             os.utime(staging.fd)
+            self.mtime_ns = os.fstat(staging.fd).st_mtime_ns
             os.fsync(staging.fd)
         except OSError as error:
             raise os_failure(error, "cannot make the image durable", self.cache.own_fd) from error
@@ -331,7 +335,13 @@ class Fetch:
             "image_name": self.image["name"],
             "base": self.base,
             "digest": {"algo": algo, "value": value, "weak": algo in ("md5", "sha1")},
-            "stored": {"algo": algo, "value": value, "size": size, "format": stored_format},
+            "stored": {
+                "algo": algo,
+                "value": value,
+                "size": size,
+                "format": stored_format,
+                "mtime_ns": self.mtime_ns,
+            },
             "disk_format": self.image["disk_format"],
             "source": self.order["source"]["kind"],
             "tool": self.order["tool"],
