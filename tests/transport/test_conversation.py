@@ -10,15 +10,15 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fakes.hosts import greet, is_safe, make_host, misbehaving
-from servers.ssh_server import ssh_server
 
+from fakes.hosts import greet, is_safe, make_host, misbehaving
 from imgcache.errors import ContactLostError, ErrorCode, HostError
 from imgcache.model import Secret
 from imgcache.transport import conversation as module
 from imgcache.transport.conversation import Conversation, OrderError, start_conversation
 from imgcache.transport.local import LocalTransport
 from imgcache.transport.ssh import SshTransport
+from servers.ssh_server import ssh_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -402,7 +402,7 @@ def test_a_living_controller_is_heard_every_three_seconds(monkeypatch: pytest.Mo
         async with start_conversation(transport, make_host(), ()) as talk:
             await talk.ready()
             async with talk.keep_alive():
-                while len(transport.writes) < 4:
+                while len(transport.writes) < 4:  # noqa: ASYNC110 - counts what passes by
                     await asyncio.sleep(0.01)
             count = len(transport.writes)
             await asyncio.sleep(0.2)

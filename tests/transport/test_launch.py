@@ -13,8 +13,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from fakes.hosts import greet, make_host
 
+from fakes.hosts import greet, make_host
 from imgcache.errors import ErrorCode, HostError
 from imgcache.transport import launch
 from imgcache.transport.local import LocalTransport

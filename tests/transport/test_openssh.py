@@ -7,12 +7,12 @@ import shutil
 from typing import TYPE_CHECKING
 
 import pytest
-from fakes.hosts import greet, make_host
-from servers import openssh
-from servers.openssh import OpenSshServer
 
+from fakes.hosts import greet, make_host
 from imgcache.errors import ErrorCode, HostError
 from imgcache.transport.ssh import SshTransport, fetch_host_keys
+from servers import openssh
+from servers.openssh import OpenSshServer
 
 if TYPE_CHECKING:
     from pathlib import Path

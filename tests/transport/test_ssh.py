@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import asyncssh
 import pytest
-from fakes.hosts import greet, is_safe, make_host
-from servers.ssh_server import raw_server, ssh_server
 
+from fakes.hosts import greet, is_safe, make_host
 from imgcache.errors import ContactLostError, ErrorCode, HostError
 from imgcache.transport import ssh as module
 from imgcache.transport import ssh_config
 from imgcache.transport.ssh import SshTransport
 from imgcache.transport.ssh_config import resolve
+from servers.ssh_server import raw_server, ssh_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -263,13 +263,9 @@ async def agent_with(key: asyncssh.SSHKey, folder: Path) -> AsyncIterator[str]:
         "ssh-agent", "-D", "-a", socket, stdout=asyncio.subprocess.DEVNULL
     )
     try:
-        while True:
-            try:
-                agent = await asyncssh.connect_agent(socket)
-                break
-            except OSError:
-                await asyncio.sleep(0.02)
-        async with agent:
+        while not os.path.exists(socket):  # noqa: ASYNC110, ASYNC240 - another program's file
+            await asyncio.sleep(0.02)
+        async with asyncssh.connect_agent(socket) as agent:
             await agent.add_keys([key])
         yield socket
     finally:
@@ -525,15 +521,16 @@ def behind(jump: SshServer, server: SshServer) -> dict[str, Any]:
 
 @pytest.mark.row("S9")
 def test_a_dead_jump_host_is_the_cause_for_all_its_hosts_and_tried_once(tmp_path: Path) -> None:
-    async def run() -> list[object]:
-        async with ssh_server(tmp_path / "jump", forward=True, admitted=False) as jump:
-            async with ssh_server(tmp_path / "host") as server, SshTransport() as ssh:
-                settings = behind(jump, server)
-                results = await asyncio.gather(
-                    *(shout(ssh, **settings) for _ in range(4)), return_exceptions=True
-                )
-                assert len(jump.connections) == 1
-                return results
+    async def run() -> list[Any]:
+        async with (
+            ssh_server(tmp_path / "jump", forward=True, admitted=False) as jump,
+            ssh_server(tmp_path / "host") as server,
+            SshTransport() as ssh,
+        ):
+            calls = [shout(ssh, **behind(jump, server)) for _ in range(4)]
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            assert len(jump.connections) == 1
+            return list(results)
 
     results = asyncio.run(run())
     assert all(
@@ -605,22 +602,27 @@ def test_dead_hosts_do_not_hold_up_the_living(
 # What is honoured of the user's configuration.
 
 
+def write_config(text: str) -> None:
+    """Write this test's ~/.ssh/config."""
+    folder = os.path.expanduser("~/.ssh")
+    os.makedirs(folder)
+    with open(os.path.join(folder, "config"), "w") as file:
+        file.write(text)
+
+
 @pytest.mark.row("S10")
 def test_ssh_config_is_honoured_as_documented_and_runs_nothing(tmp_path: Path) -> None:
     mark = tmp_path / "ran"
 
     async def check(_: SshTransport, server: SshServer) -> tuple[object, SshServer]:
-        folder = os.path.expanduser("~/.ssh")
-        os.makedirs(folder)
-        with open(os.path.join(folder, "config"), "w") as file:
-            file.write(
-                f'Match exec "touch {mark}"\n  Port 1\nHost edge1-*\n  HostName 127.0.0.1\n'
-                f"  Port {server.port}\n  User fromconfig\n  IdentityFile {server.client_key}\n"
-                f"  UserKnownHostsFile {server.known_hosts}\n  ProxyCommand touch {mark}\n"
-                f"  PermitLocalCommand yes\n  LocalCommand touch {mark}\n  RemoteCommand touch {mark}\n"
-                "  SetEnv A=b\n  SendEnv *\n  ForwardAgent yes\n  ForwardX11 yes\n  RequestTTY force\n"
-                "  StrictHostKeyChecking no\n"
-            )
+        write_config(
+            f'Match exec "touch {mark}"\n  Port 1\nHost edge1-*\n  HostName 127.0.0.1\n'
+            f"  Port {server.port}\n  User fromconfig\n  IdentityFile {server.client_key}\n"
+            f"  UserKnownHostsFile {server.known_hosts}\n  ProxyCommand touch {mark}\n"
+            f"  PermitLocalCommand yes\n  LocalCommand touch {mark}\n  RemoteCommand touch {mark}\n"
+            "  SetEnv A=b\n  SendEnv *\n  ForwardAgent yes\n  ForwardX11 yes\n  RequestTTY force\n"
+            "  StrictHostKeyChecking no\n"
+        )
         async with SshTransport() as ssh:
             return await shout(ssh), server
 
@@ -634,10 +636,7 @@ def test_ssh_config_is_honoured_as_documented_and_runs_nothing(tmp_path: Path) -
 
 @pytest.mark.row("S10")
 def test_strict_host_key_checking_no_changes_nothing(tmp_path: Path) -> None:
-    folder = os.path.expanduser("~/.ssh")
-    os.makedirs(folder)
-    with open(os.path.join(folder, "config"), "w") as file:
-        file.write("StrictHostKeyChecking no\nUserKnownHostsFile /dev/null\n")
+    write_config("StrictHostKeyChecking no\nUserKnownHostsFile /dev/null\n")
     error = failure_with_server(tmp_path, {"known_hosts": None})
     assert error.code is ErrorCode.HOSTKEY_UNKNOWN
 
@@ -655,9 +654,8 @@ def test_odd_addresses_and_users_are_refused_before_anybody_is_contacted(
     settings: dict[str, str],
 ) -> None:
     home_key()
-    error = refused(
-        lambda ssh: shout(ssh, **({"address": "127.0.0.1", "port": 1, "user": "u"} | settings))
-    )
+    given: dict[str, Any] = {"address": "127.0.0.1", "port": 1, "user": "u"} | settings
+    error = refused(lambda ssh: shout(ssh, **given))
     assert error.code in {ErrorCode.CONNECT, ErrorCode.JUMP}
     assert "not a" in error.message or "no valid port" in error.message
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import asyncssh
 import pytest
-from fakes.hosts import make_host
 
+from fakes.hosts import make_host
 from imgcache.errors import ConfigError, HostError
 from imgcache.transport.host_keys import KnownHosts
 from imgcache.transport.ssh_config import SshConfig, matches, resolve
@@ -123,7 +123,8 @@ def test_names_ports_patterns_and_lists(tmp_path: Path) -> None:
 
 
 def test_damaged_lines_are_passed_over(tmp_path: Path) -> None:
-    lines = "\n# c\nedge1-01\nedge1-01 ssh-ed25519\nedge1-01 ssh-ed25519 AAAA\n|1|x|y ssh-ed25519 AAAA\n\xff\n"
+    lines = "\n# c\nedge1-01\nedge1-01 ssh-ed25519\n"
+    lines += "edge1-01 ssh-ed25519 AAAA\n|1|x|y ssh-ed25519 AAAA\n\xff\n"
     assert lookup(tmp_path, lines + f"edge1-01 {PUBLIC[0]}\n") == [0]
 
 

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 #: What a host may send before we take it.
 WINDOW_BYTES = 256 * 1024
-#: What one host may send over its connection in all: this much at once, and this much a second.
-FLOOD_BURST_BYTES, FLOOD_BYTES_PER_S = 8 * 1024 * 1024, 1024 * 1024
+#: What one host may send over its connection in all, of whatever kind: this much at once (the longest
+#: answers have 32 MiB), and this much a second.
+FLOOD_BURST_BYTES, FLOOD_BYTES_PER_S = 40 * 1024 * 1024, 1024 * 1024
 _CLOSE_TIMEOUT_S = 3.0
 #: asyncssh's own, AES-GCM first: it costs a third of ChaCha20 per packet. Without SHA-1 and short tags.
 _CIPHERS = (

@@ -123,7 +123,7 @@ def _from_file(
 def _is_encrypted(path: Path) -> bool:
     """Whether a passphrase would help; asyncssh tells by type only when it has been given one."""
     try:
-        asyncssh.read_private_key(path, passphrase="-")
+        asyncssh.read_private_key(path, passphrase="-")  # noqa: S106 - a probe
     except asyncssh.KeyEncryptionError:
         return True
     except (asyncssh.KeyImportError, OSError):
