@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, NoReturn, Protocol
 from imgcache.errors import ErrorCode, HostError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
@@ -49,21 +49,22 @@ class VerdictState(StrEnum):
     DAMAGED = "damaged"
     UNMANAGED = "unmanaged"
     """Nothing is noted to compare it with."""
+    ADOPTED = "adopted"
+    """It was unmanaged; its content is the image's, and is noted now."""
     ABSENT = "absent"
+    FAILED = "failed"
+    """It could not be hashed or noted."""
 
 
 class NoteState(StrEnum):
-    """What a host did with a pin, an adoption, or an entry's time."""
+    """What a host did with a pin or an entry's time."""
 
     PINNED = "pinned"
     UNPINNED = "unpinned"
-    ADOPTED = "adopted"
     RENEWED = "renewed"
     UNMANAGED = "unmanaged"
     """There is no manifest to note it in."""
     ABSENT = "absent"
-    CHANGED = "changed"
-    """The file is not the one that was looked at."""
     FAILED = "failed"
 
 
@@ -100,15 +101,16 @@ class Verdict:
 
     base_name: str
     state: VerdictState
-    reason: str | None
-    digest: Digest | None
+    code: ErrorCode | None = None
+    reason: str | None = None
+    digest: Digest | None = None
     """Of the file as it is; None when it was not hashed."""
-    size_bytes: int
+    size_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class NoteRow:
-    """What a host did with one pin, adoption or renewal, and why not more."""
+    """What a host did with one pin or renewal, and why not more."""
 
     base_name: str
     state: NoteState
@@ -269,13 +271,20 @@ class Driver(ABC):
         context: HostContext,
         base_names: Sequence[str],
         *,
+        adopt: Mapping[str, Image],
         bytes_per_s: int | None,
         on_verdict: Callable[[Verdict], None],
         on_progress: Callable[[str, int, int], None],
     ) -> None:
-        """Hash entries again, one after the other; ``on_progress`` gets name, bytes done, in total.
+        """Hash entries again, one after the other, and note in their manifests that they are intact.
 
-        Trouble with one entry is a ``HostError`` that ends the rest; what was found was told before.
+        Args:
+            context: see ``HostContext``.
+            base_names: the entries; one verdict each.
+            adopt: base name -> image: unmanaged entries whose bytes are this image's get a manifest.
+            bytes_per_s: the most to read per second; None: as fast as it goes, at low priority.
+            on_verdict: gets each entry's verdict as it is found.
+            on_progress: gets base name, bytes done, bytes in total.
         """
         self._no_life()
 
@@ -287,10 +296,6 @@ class Driver(ABC):
         on_row: Callable[[NoteRow], None],
     ) -> None:
         """Pin entries until a time (``PIN_FOREVER`` too), or unpin them (None)."""
-        self._no_life()
-
-    async def adopt(self, context: HostContext, image: Image, verdict: Verdict) -> NoteRow:
-        """Note an entry as the image's, whose content was just proven by ``verdict``."""
         self._no_life()
 
     async def renew(

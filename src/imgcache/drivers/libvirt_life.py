@@ -1,30 +1,35 @@
-"""The life of a libvirt host's cache: one conversation each to list, remove, clean, verify, pin, adopt."""
+"""The life of a libvirt host's cache: one conversation each to list, remove, clean, verify, pin, renew."""
 
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from imgcache.drivers.base import NoteRow, NoteState, UnsupportedError, VerdictState
+from imgcache import __version__
+from imgcache.drivers.base import NoteRow, NoteState, UnsupportedError, Verdict, VerdictState
 from imgcache.drivers.libvirt_rows import EntryRows, cache_from, removal_rows, verdict_from
-from imgcache.errors import ErrorCode, HostError
+from imgcache.errors import ErrorCode
 from imgcache.model import PIN_FOREVER
 from imgcache.transport.conversation import OrderError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
     from datetime import datetime
 
-    from imgcache.drivers.base import HostContext, RemovalItem, RemovalRow, Verdict
+    from imgcache.drivers.base import HostContext, RemovalItem, RemovalRow
     from imgcache.model import HostCache, HostSettings, Image
     from imgcache.transport.conversation import Conversation, Message
     from imgcache.transport.wire import Fields
 
-LIST_MODULES = ("conf", "cache", "entries")
-USE_MODULES = ("conf", "cache", "entries", "usage")
-REMOVE_MODULES = ("conf", "cache", "entries", "usage", "removal")
-VERIFY_MODULES = ("conf", "cache", "entries", "watch", "verify")
 RENEW_MODULES = ("conf", "cache")
+LIST_MODULES = (
+    *RENEW_MODULES,
+    *("watch", "staging", "formats", "headers", "processes", "usage", "facts", "entries"),
+)
+VERIFY_MODULES = (*LIST_MODULES, "verify")
+REMOVE_MODULES = (*VERIFY_MODULES, "removal")
+CLEAN_MODULES = (*REMOVE_MODULES, "clean")
 
 #: Items that one ``remove`` order may have.
 ITEMS_PER_ORDER = 100
@@ -48,17 +53,11 @@ async def _opened(
         try:
             answer = await talk.result(order, timeout_s=_ANSWER_S)
         except OrderError as error:
-            raise _unsupported(error) from error
-        try:
+            if error.code is ErrorCode.BACKEND:
+                raise UnsupportedError(error.code, error.message) from error
+            raise
+        async with talk.keep_alive():
             yield talk, answer.fields
-        except OrderError as error:
-            raise _unsupported(error) from error
-
-
-def _unsupported(error: OrderError) -> HostError:
-    if error.code is ErrorCode.BACKEND:
-        return UnsupportedError(error.code, error.message)
-    return error
 
 
 def settings_for_helper(settings: HostSettings) -> dict[str, object]:
@@ -74,7 +73,7 @@ def settings_for_helper(settings: HostSettings) -> dict[str, object]:
 
 async def inspect(context: HostContext, *, formats: bool, use: bool) -> HostCache:
     """See ``Driver.inspect``."""
-    async with _opened(context, USE_MODULES if use else LIST_MODULES) as (talk, opened):
+    async with _opened(context, LIST_MODULES) as (talk, opened):
         rows = EntryRows()
         order = talk.order("list", formats=formats, use=use)
         answer = await talk.result(order, timeout_s=_ANSWER_S, on_rows=rows.take)
@@ -119,7 +118,7 @@ async def clean(
         for row in removal_rows(fields, None):
             on_row(row)
 
-    async with _opened(context, REMOVE_MODULES) as (talk, _):
+    async with _opened(context, CLEAN_MODULES) as (talk, _):
         order = talk.order("clean", stall_age_s=stall_age_s, dry=context.dry_run)
         await talk.result(order, timeout_s=_ANSWER_S, on_rows=take)
 
@@ -128,20 +127,68 @@ async def verify(
     context: HostContext,
     base_names: Sequence[str],
     *,
+    adopt: Mapping[str, Image],
     bytes_per_s: int | None,
     on_verdict: Callable[[Verdict], None],
     on_progress: Callable[[str, int, int], None],
 ) -> None:
     """See ``Driver.verify``."""
-    async with _opened(context, VERIFY_MODULES) as (talk, _), talk.keep_alive():
+    async with _opened(context, VERIFY_MODULES) as (talk, _):
         for name in base_names:
+            image = adopt.get(name)
 
             def progress(_: str, done: int, total: int, name: str = name) -> None:
                 on_progress(name, done, total)
 
-            order = talk.order("verify", base=name, rate=bytes_per_s)
-            answer = await talk.result(order, timeout_s=_SILENCE_S, on_progress=progress)
-            on_verdict(verdict_from(name, answer.fields))
+            algo = image.digest.algo if image else None
+            order = talk.order("verify", base=name, rate=bytes_per_s, algo=algo)
+            try:
+                answer = await talk.result(order, timeout_s=_SILENCE_S, on_progress=progress)
+                verdict = verdict_from(name, answer.fields)
+                if image and verdict.state is VerdictState.UNMANAGED:
+                    verdict = await _adopt(context, talk, image, verdict)
+            except OrderError as error:
+                verdict = Verdict(name, VerdictState.FAILED, error.code, error.message)
+            on_verdict(verdict)
+
+
+async def _adopt(
+    context: HostContext, talk: Conversation, image: Image, verdict: Verdict
+) -> Verdict:
+    """Note the entry as the image's when its bytes are the image's own; the helper checks its name."""
+    if verdict.digest != image.digest:
+        reason = f"its {image.digest.algo} is not the image's: other bytes, or converted to another format"
+        return replace(verdict, code=ErrorCode.UNPROVEN, reason=reason)
+    order = talk.order(
+        "adopt",
+        base=verdict.base_name,
+        image=image_fields(image),
+        stored={
+            "algo": image.digest.algo,
+            "value": image.digest.value,
+            "size": verdict.size_bytes,
+        },
+        tool=f"imgcache {__version__}",
+        run=context.run_id,
+    )
+    answer = await talk.result(order, timeout_s=_ANSWER_S)
+    state = answer.fields.get_choice("state", {"adopted", "absent", "changed"})
+    if state == "changed":
+        reason = "it changed after it was hashed"
+        return replace(verdict, state=VerdictState.FAILED, code=ErrorCode.CHANGED, reason=reason)
+    return replace(verdict, state=VerdictState(state), reason=None)
+
+
+def image_fields(image: Image) -> dict[str, object]:
+    """Return the image as ``fetch`` and ``adopt`` take it; see the protocol."""
+    return {
+        "id": image.id,
+        "name": image.name,
+        "size": image.size_bytes,
+        "disk_format": image.disk_format,
+        "virtual_size": image.virtual_size_bytes,
+        "digest": {"algo": image.digest.algo, "value": image.digest.value},
+    }
 
 
 async def pin(
@@ -172,44 +219,16 @@ async def send_pins(
         except OrderError as error:
             on_row(NoteRow(name, NoteState.FAILED, error.code, error.message))
         else:
-            on_row(NoteRow(name, _note_state(answer, _PIN_STATES)))
+            on_row(NoteRow(name, _pin_state(answer)))
 
 
 _PIN_STATES = frozenset(
     {NoteState.PINNED, NoteState.UNPINNED, NoteState.UNMANAGED, NoteState.ABSENT}
 )
-_ADOPT_STATES = frozenset({NoteState.ADOPTED, NoteState.ABSENT, NoteState.CHANGED})
 
 
-def _note_state(answer: Message, states: frozenset[NoteState]) -> NoteState:
-    return NoteState(answer.fields.get_choice("state", {state.value for state in states}))
-
-
-async def adopt(context: HostContext, image: Image, verdict: Verdict) -> NoteRow:
-    """See ``Driver.adopt``."""
-    if verdict.state is not VerdictState.UNMANAGED or verdict.digest is None:
-        message = f"adopt {verdict.base_name}: nothing was proven about it"
-        raise AssertionError(message)
-    async with _opened(context, VERIFY_MODULES) as (talk, _):
-        order = talk.order(
-            "adopt",
-            base=verdict.base_name,
-            image={
-                "id": image.id,
-                "name": image.name,
-                "size": image.size_bytes,
-                "disk_format": image.disk_format,
-                "virtual_size": image.virtual_size_bytes,
-                "digest": {"algo": image.digest.algo, "value": image.digest.value},
-            },
-            stored={
-                "algo": verdict.digest.algo,
-                "value": verdict.digest.value,
-                "size": verdict.size_bytes,
-            },
-        )
-        answer = await talk.result(order, timeout_s=_ANSWER_S)
-        return NoteRow(verdict.base_name, _note_state(answer, _ADOPT_STATES))
+def _pin_state(answer: Message) -> NoteState:
+    return NoteState(answer.fields.get_choice("state", {state.value for state in _PIN_STATES}))
 
 
 async def renew(

@@ -46,6 +46,9 @@ _UUID = re.compile(r"[0-9a-fA-F-]{36}", re.ASCII)
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z", re.ASCII)
 
 
+_VERDICTS = frozenset({"intact", "damaged", "unmanaged", "absent"})
+
+
 class EntryRows:
     """Collects the rows of one ``list``."""
 
@@ -185,7 +188,7 @@ def verdict_from(base_name: str, fields: Fields) -> Verdict:
     hashed = fields.has("value")
     return Verdict(
         base_name=base_name,
-        state=fields.get_enum("state", VerdictState),
+        state=VerdictState(fields.get_choice("state", _VERDICTS)),
         reason=fields.opt_str("reason", limit=1000),
         digest=_digest_from(fields) if hashed else None,
         size_bytes=fields.opt_int("size") or 0,
