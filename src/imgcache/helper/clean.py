@@ -1,0 +1,143 @@
+"""Removes what broken transfers left behind, ours and Nova's; what anybody is at work on stays."""
+
+# mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
+# ruff: noqa: EM101 - a Failure's code is a literal; imports are dear on a host
+
+import os
+import stat
+import time
+
+from . import entries
+from .core import os_failure
+from .removal import Kept, Removal
+
+#: A pre-caching by Nova's own API holds no lock while it downloads: so no file of Nova's that is younger.
+_FLOOR_S = 3600
+
+
+class Clean(Removal):
+    """One order ``clean``."""
+
+    def run_all(self):
+        """Remove all dead staging files, and manifests without a file."""
+        cache = self.cache
+        if cache.own_fd is not None:
+            self.clean_ours()
+        if cache.cache_fd is None:
+            self.rows.flush()
+            return {}
+        items = []
+        for name in sorted(os.listdir(cache.cache_fd)):
+            if entries.kind_of(name) == "staging":
+                status = entries.status_of(name, cache.cache_fd)
+                if status is not None:
+                    items.append({"name": name, "seen": _signature(status)})
+        for start in range(0, len(items), 100):
+            self.run(items[start : start + 100])
+        if cache.own_fd is not None and not self.order["dry"]:
+            self.forget_lost()
+        self.rows.flush()
+        return {}
+
+    # ---- ours
+
+    def clean_ours(self):
+        """A staging file of ours is dead when nobody holds its lock."""
+        own_fd = self.cache.own_fd
+        for name in sorted(entries.staging_names(self.cache)):
+            status = entries.status_of(name, own_fd)
+            if status is None:
+                continue
+            try:
+                self.check_ours(name, status)
+                if self.order["dry"]:
+                    raise Kept("dry-run", "it would be removed")
+                os.unlink(name, dir_fd=own_fd)
+                self.row(name, status, "removed")
+            except Kept as kept:
+                self.row(name, status, "kept", kept.code, kept.reason)
+            except FileNotFoundError:
+                self.row(name, None, "gone")
+            except OSError as error:
+                failure = os_failure(error, "cannot remove .imgcache/" + name, own_fd)
+                self.row(name, status, "kept", failure.code, failure.message)
+
+    def check_ours(self, name, status):
+        """Keep what is no file, and what a run holds."""
+        if not stat.S_ISREG(status.st_mode):
+            raise Kept("foreign", "it is no regular file")
+        live = entries.is_live(name, self.cache.own_fd)
+        if live:
+            raise Kept("busy", "a run of imgcache is at work on it")
+        if live is None:  # no locks here: age must do
+            _check_age(status, max(self.order["stall_age_s"], _FLOOR_S))
+
+    def forget_lost(self):
+        """Remove manifests of finals that Nova removed; a pin stays known."""
+        cache = self.cache
+        for name in os.listdir(cache.own_fd):
+            base = name[:-5]
+            if not name.endswith(".json") or entries.kind_of(base) != "original":
+                continue
+            if entries.status_of(base, cache.cache_fd) or entries.is_pinned(
+                cache.read_manifest(base)
+            ):
+                continue
+            try:
+                lock_fd = cache.lock(base, 0)
+            except Exception:  # noqa: BLE001, S112 - somebody is at work on it: another time
+                continue
+            if lock_fd is not None:
+                try:
+                    if entries.status_of(base, cache.cache_fd) is None:
+                        self.forget(base)
+                finally:
+                    os.close(lock_fd)
+
+    # ---- Nova's
+
+    def lock_of(self, item):
+        """Nova writes a part while it holds the base file's lock."""
+        return item["name"][:40]
+
+    def look(self, item):
+        """Return what a file of Nova's is; None when it is gone, and its row sent."""
+        status = entries.status_of(item["name"], self.cache.cache_fd)
+        if status is None:
+            self.row(item["name"], None, "gone")
+            return None
+        if not stat.S_ISREG(status.st_mode):
+            raise Kept("foreign", "it is no regular file")
+        if _signature(status) != item["seen"]:
+            raise Kept("busy", "it changed while it was looked at")
+        _check_age(status, max(self.order["stall_age_s"], _FLOOR_S))
+        return status
+
+    def unlink(self, name, status):
+        """Remove, or say that it would be."""
+        if self.order["dry"]:
+            raise Kept("dry-run", "it would be removed")
+        super().unlink(name, status)
+
+    def forget(self, name):
+        """Remove a manifest; a staging file of Nova's has none."""
+        if entries.kind_of(name) == "original":
+            super().forget(name)
+
+
+def _signature(status):
+    return (status.st_ino, status.st_size, status.st_blocks, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _check_age(status, least):
+    age = time.time() - max(status.st_mtime, status.st_ctime)
+    if age < 0:
+        raise Kept("young", "its time lies %.0f s in the future, by this host's clock" % -age)
+    if age < least:
+        raise Kept("young", "last written %.0f s ago; must be %.0f s" % (age, least))
+
+
+def order_clean(session, order):
+    """Remove dead staging files."""
+    with entries.Work(session, order) as watch:
+        return Clean(session, order, watch).run_all()

@@ -1,0 +1,285 @@
+"""Removes from the cache what nobody needs; every guard holds again under Nova's lock, right before.
+
+At every instant a file is there or gone. Doubt keeps.
+Source: nova ``virt/libvirt/imagecache.py`` (``_remove_old_enough_file``), ``virt/libvirt/imagebackend.py``
+(``Qcow2.create_image``: which locks a boot takes).
+"""
+
+# mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
+# ruff: noqa: EM101, SIM105 - a Failure's code is a literal; imports are dear on a host
+
+import os
+import stat
+import time
+
+from . import entries, usage
+from .core import Failure, os_failure
+
+#: Whatever the policy: a boot from a file touches it, so one that was touched of late may be booting.
+_FLOOR_S = 3600
+_LOCK_WAIT_S = 10
+_NO_LOCKS = (
+    "the file system under instances_path knows no POSIX locks: Nova cannot be kept from using it"
+)
+
+
+class Kept(Exception):
+    """A file stays: a code and the reason."""
+
+    def __init__(self, code, reason):
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+class Locks:
+    """Nova's locks, taken together and let go together: each is opened once.
+
+    A second descriptor of a lock file would, when closed, let go of the lock.
+    """
+
+    def __init__(self, cache, watch):
+        self.cache = cache
+        self.watch = watch
+        self.held = {}
+
+    def take(self, name, wait_s):
+        """Take what keeps a boot from using an entry: its own lock and, of a copy, its original's.
+
+        Raises:
+            Kept: ``busy``, or ``lock``.
+        """
+        for lock in [name[:40], name] if name[40:41] == "_" else [name]:
+            if lock in self.held:
+                continue
+            try:
+                fd = self.cache.lock(lock, wait_s, check=self.watch.check)
+            except Failure as failure:
+                if failure.code == "interrupted":
+                    raise
+                raise Kept(
+                    "busy" if failure.code == "busy" else "lock", failure.message
+                ) from failure
+            if fd is None:
+                raise Kept("lock", _NO_LOCKS)
+            self.held[lock] = fd
+
+    def release(self):
+        """Let go of all."""
+        for fd in self.held.values():
+            os.close(fd)
+        self.held = {}
+
+
+class Removal:
+    """What ``remove`` and ``clean`` share: a batch of items, each with a guard."""
+
+    def __init__(self, session, order, watch):
+        self.cache = entries.opened(session)
+        self.order = order
+        self.watch = watch
+        self.rows = entries.Rows(session, order)
+        self.live = frozenset()
+        self.holding = []
+
+    def row(self, name, status, state, code=None, reason=None):
+        """Send the outcome of one item."""
+        self.rows.add(
+            {
+                "name": entries.printable(name),
+                "state": state,
+                "code": code,
+                "reason": reason and reason[:500],
+                "bytes": status.st_blocks * 512 if status else 0,
+            }
+        )
+
+    def keep(self, item, kept):
+        """Send that an item stays."""
+        status = None
+        if entries.kind_of(item["name"]) != "foreign" and self.cache.cache_fd is not None:
+            status = entries.status_of(item["name"], self.cache.cache_fd)
+        self.row(item["name"], status, "kept", kept.code, kept.reason)
+
+    def run(self, items):
+        """Remove what may be removed of ``items``; those that somebody is at work on are tried again."""
+        waiting = self.batch([item for item in items if self.passes(item)], 0)
+        if waiting:
+            for item, kept in self.batch(waiting, _LOCK_WAIT_S):
+                self.keep(item, kept)
+        self.rows.flush()
+        return {}
+
+    def passes(self, item):
+        """Whether an item is worth a lock; else its row is sent."""
+        try:
+            return self.look(item) is not None
+        except Kept as kept:
+            self.keep(item, kept)
+            return False
+
+    def batch(self, items, wait_s):
+        """Lock, look for users once, remove; return the (item, Kept) that were busy.
+
+        ``items`` may be such pairs as well.
+        """
+        locks, locked, busy = Locks(self.cache, self.watch), [], []
+        deadline = time.monotonic() + wait_s
+        try:
+            for item in [item[0] if isinstance(item, tuple) else item for item in items]:
+                try:
+                    locks.take(self.lock_of(item), max(0, deadline - time.monotonic()))
+                    locked.append(item)
+                except Kept as kept:
+                    if kept.code == "busy":
+                        busy.append((item, kept))
+                    else:
+                        self.keep(item, kept)
+            if locked:
+                self.remove_all(locked)
+        finally:
+            locks.release()
+            for fd in self.holding:
+                os.close(fd)
+            self.holding = []
+        return busy
+
+    def lock_of(self, item):
+        """Return the name of the entry whose lock an item needs."""
+        return item["name"]
+
+    def remove_all(self, items):
+        """Decide again about items whose locks are held, and remove."""
+        scan = self.look_for_users(items)
+        self.watch.check()
+        removed = []
+        for item in items:
+            try:
+                status = self.look(item)
+                if status is not None:
+                    self.check_use(item, scan)
+                    self.unlink(item["name"], status)
+                    removed.append((item, status))
+            except Kept as kept:
+                self.keep(item, kept)
+        reason = self.sync() if removed else None
+        for item, status in removed:
+            self.forget(item["name"])
+            self.row(item["name"], status, "removed", None, reason)
+
+    def sync(self):
+        """Make removals durable; return None, or why that failed: a power cut may bring the files back."""
+        try:
+            os.fsync(self.cache.cache_fd)
+        except OSError as error:
+            return os_failure(error, "removed, but not durably").message
+        return None
+
+    def look_for_users(self, items):
+        """Gather the evidence once more, now that nobody can begin to use them."""
+        targets = {}
+        for item in items:
+            status = entries.status_of(item["name"], self.cache.cache_fd)
+            if status is not None:
+                targets[item["name"]] = status.st_dev, status.st_ino
+        return usage.usage_of(self.cache).scan(targets, self.watch.tell)
+
+    def check_use(self, item, scan):
+        """Keep what is used, or may be."""
+        if scan.problems:
+            raise Kept("evidence", "who uses it cannot be told: " + "; ".join(scan.problems[:3]))
+        users = sorted(scan.users.get(item["name"], ()))
+        if users:
+            more = " and %d more" % (len(users) - 3) if len(users) > 3 else ""
+            shown = ", ".join(entries.printable(user) for user in users[:3])
+            raise Kept("in-use", "used by %s%s" % (shown, more))
+
+    def unlink(self, name, status):
+        """Remove the very file that was judged; a big one's blocks are freed after the locks are let go."""
+        cache_fd = self.cache.cache_fd
+        try:
+            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=cache_fd)
+            self.holding.append(fd)
+            if not os.path.samestat(os.fstat(fd), status):
+                raise Kept("changed", "it was replaced just now")
+            usage.either(os.unlink, name, dir_fd=cache_fd)
+        except OSError as error:
+            failure = os_failure(error, "cannot remove %s/%s" % (self.cache.path, name), cache_fd)
+            raise Kept(failure.code, failure.message) from error
+
+    def forget(self, name):
+        """Remove the manifest of a file that is gone."""
+        if self.cache.own_fd is not None:
+            try:
+                os.unlink(name + ".json", dir_fd=self.cache.own_fd)
+            except OSError:
+                pass  # without its file it means nothing
+
+
+class Remove(Removal):
+    """One order ``remove``."""
+
+    def look(self, item):
+        """Return what a candidate is; None when it is gone, and its row sent.
+
+        Raises:
+            Kept: a guard holds it.
+        """
+        name, cache = item["name"], self.cache
+        if entries.kind_of(name) not in entries.FINALS:
+            raise Kept("foreign", "its name is not one of a base file")
+        status = None
+        if cache.cache_fd is not None:
+            status = entries.status_of(name, cache.cache_fd)
+        if status is None:
+            self.row(name, None, "gone")
+            return None
+        if not stat.S_ISREG(status.st_mode):
+            raise Kept("foreign", "it is no regular file")
+        if status.st_nlink != 1:
+            raise Kept("foreign", "it has %d names: others need its content" % status.st_nlink)
+        if (status.st_ino, status.st_mtime_ns) != (item["inode"], item["mtime_ns"]):
+            raise Kept("changed", "it was used, renewed or replaced since it was listed")
+        manifest = None
+        if cache.own_fd is not None:
+            manifest = cache.read_manifest(name)
+        self.check_age(item, status, manifest)
+        if entries.is_pinned(manifest) and not item["pinned_ok"]:
+            raise Kept("pinned", "it is pinned")
+        return status
+
+    def check_age(self, item, status, manifest):
+        """Keep what is young by this host's clock, and what comes from the future."""
+        age = time.time() - status.st_mtime
+        least = max(item["min_age_s"], 0)
+        ours = manifest is not None and manifest["stored"].get("mtime_ns") == status.st_mtime_ns
+        if not (item["ours_ok"] and ours):
+            least = max(least, _FLOOR_S)  # whoever touched it may be booting from it
+        if age < 0:
+            raise Kept("young", "its time lies %.0f s in the future, by this host's clock" % -age)
+        if age < least:
+            raise Kept("young", "last used or renewed %.0f s ago; must be %.0f s" % (age, least))
+
+    def check_use(self, item, scan):
+        """Keep also what one of our own runs is at work on."""
+        super().check_use(item, scan)
+        if any(name.startswith(item["name"] + ".") for name in self.live):
+            raise Kept("busy", "another run of imgcache is fetching this image to this host")
+
+    def look_for_users(self, items):
+        """Look for our own live staging files as well."""
+        own_fd = self.cache.own_fd
+        self.live = frozenset(
+            name
+            for name in entries.staging_names(self.cache)
+            if entries.is_live(name, own_fd) is not False
+        )
+        return super().look_for_users(items)
+
+
+def order_remove(session, order):
+    """Remove finals."""
+    if len(order["items"]) > 100:
+        raise Failure("protocol", "more than 100 items")
+    with entries.Work(session, order) as watch:
+        return Remove(session, order, watch).run(order["items"])

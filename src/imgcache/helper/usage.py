@@ -1,0 +1,315 @@
+"""Who uses the files of the cache, by every evidence that there is.
+
+Names and inodes both count: a bind mount or a container shows a file elsewhere. Evidence that cannot be read
+is a problem, and with a problem nothing may be removed. What a guest can forge (the header of its disk) keeps
+files, and does nothing else.
+Source: nova ``virt/libvirt/imagecache.py`` (``_age_and_verify_cached_images``), ``virt/libvirt/config.py``
+(``LibvirtConfigGuestMetaNovaInstance``); libvirt ``docs/formatdomain.rst``.
+"""
+
+# mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
+
+import collections
+import os
+import re
+import stat
+import time
+
+from . import headers, processes
+from .staging import new_digest
+
+#: Below instances_path: an instance's folder, and what Nova or an operator put into it.
+_DEPTH = 3
+_CHAIN = 16
+_PROBLEMS = 20
+#: A header is remembered only when its file has been left alone for so long: within one tick of a
+#: clock, also another host's, a file can change without looking changed.
+_SETTLED_S = 60
+_XML_BYTES = 4 << 20
+_GONE = (FileNotFoundError, NotADirectoryError)
+#: Folders and files that hold no disks, and that are often readable for root only.
+_NO_DISKS = re.compile(r"lost\+found|console\.log(\.[0-9]+)?")
+_SOURCE = re.compile(rb"<source\b[^<>]*?\b(?:file|dev)\s*=\s*(?:'([^']*)'|\"([^\"]*)\")")
+_ROOT = re.compile(rb"<(?:[\w.-]+:)?root\b[^<>]*?\buuid\s*=\s*(?:'([^']*)'|\"([^\"]*)\")")
+_UUID = re.compile(rb"<uuid>\s*([0-9A-Fa-f-]{36})\s*</uuid>")
+_XML_SIGNS = (
+    (b"&lt;", b"<"),
+    (b"&gt;", b">"),
+    (b"&quot;", b'"'),
+    (b"&apos;", b"'"),
+    (b"&amp;", b"&"),
+)
+
+Roots = collections.namedtuple("Roots", "proc sys libvirt")
+ROOTS = Roots("/proc", "/sys", ("/etc/libvirt/qemu", "/run/libvirt/qemu"))
+
+
+class Usage:
+    """Looks for users, as often as asked; remembers headers that did not change meanwhile."""
+
+    def __init__(self, cache, roots=ROOTS):
+        self.cache = cache
+        self.roots = roots
+        self.headers = {}
+
+    def scan(self, targets, tell=None):
+        """Return the ``Scan`` for ``targets``, name -> (device, inode); ``tell`` hears how far it is."""
+        scan = Scan(self, targets, tell)
+        scan.run()
+        self.headers = scan.headers
+        return scan
+
+
+class Scan:
+    """One look: ``users`` maps a name to the set of its users, ``problems`` says what could not be read."""
+
+    def __init__(self, usage, targets, tell):
+        self.cache = usage.cache
+        self.roots = usage.roots
+        self.known = usage.headers
+        self.headers = {}
+        self.tell = tell
+        self.targets = targets
+        self.users = {}
+        self.problems = []
+        self.by_inode = {}
+        self.by_number = {}
+        self.copies = {}  # an image's base name -> its resized copies
+        for name, inode in targets.items():
+            self.by_inode[inode] = (*self.by_inode.get(inode, ()), name)
+            self.by_number[inode[1]] = inode[0]
+            if name[40:41] == "_":
+                self.copies.setdefault(name[:40], []).append(name)
+        self.paths = {}
+        self.followed = set()
+        self.folders = set()
+        self.now = time.time()
+
+    def run(self):
+        """Gather all evidence."""
+        self.look_into_cache()
+        folder = self.cache.instances_path
+        while folder != "/":  # a link upwards leads to nothing of instances
+            folder = os.path.dirname(folder)
+            self.folders.add(_inode(os.stat(folder)))
+        self.look_into(self.cache.instances_fd, self.cache.instances_path, 0, None)
+        with AsRoot():
+            self.look_at_domains()
+            processes.look(self, self.roots.proc, self.roots.sys)
+
+    # ---- what is found
+
+    def mark(self, name, user):
+        """Note a user of a target."""
+        self.users.setdefault(name, set()).add(user)
+
+    def seen(self, path, inode, user):
+        """Note a file that is in use; ``user`` is asked only when it is a target. By name and by inode."""
+        name = path.rpartition("/")[2]
+        if name in self.targets:
+            self.mark(name, user())
+        for name in self.by_inode.get(inode, ()):
+            self.mark(name, user())
+
+    def seen_mapped(self, path, device, number, user):
+        """As ``seen``; btrfs and overlays show a mapped file with another device number than ``stat``."""
+        there = self.by_number.get(number)
+        if there is not None and not os.major(there) and not os.major(device):
+            device = there
+        self.seen(path, (device, number), user)
+
+    def problem(self, what, error=None):
+        """Note evidence that could not be read."""
+        if len(self.problems) < _PROBLEMS:
+            text = what if error is None else "%s: %s" % (what, error.strerror or error)
+            self.problems.append(os.fsencode(text).decode("utf-8", "backslashreplace")[:300])
+
+    # ---- files below instances_path
+
+    def look_into_cache(self):
+        """Look at entries that need others: a resized copy may back onto an original."""
+        if self.cache.cache_fd is None:
+            return
+        self.folders.add(_inode(os.fstat(self.cache.cache_fd)))
+        if self.cache.own_fd is not None:
+            self.folders.add(_inode(os.fstat(self.cache.own_fd)))
+        for name in self.names_in(self.cache.cache_fd, self.cache.path):
+            if not name.endswith(
+                (".part", ".converted")
+            ):  # unverified bytes, never used as they are
+                self.look_at(name, self.cache.cache_fd, self.cache.path, 1, "cache entry " + name)
+
+    def names_in(self, fd, path):
+        """Return the names in an open folder."""
+        try:
+            return os.listdir(fd)
+        except OSError as error:
+            self.problem(path, error)
+            return []
+
+    def look_into(self, fd, path, depth, user):
+        """Look at everything in an open folder."""
+        self.folders.add(_inode(os.fstat(fd)))
+        names = self.names_in(fd, path)
+        for place, name in enumerate(names):
+            if not depth and self.tell:
+                self.tell("inspect", place, len(names))
+            if not depth and name == "locks":
+                continue  # opening and closing a lock file of Nova's would let go of our own lock on it
+            self.look_at(name, fd, path, depth, user or name)
+
+    def look_at(self, name, folder_fd, folder, depth, user):
+        """Look at one file or folder; whoever vanishes meanwhile is no problem."""
+        path = "%s/%s" % (folder, name)
+        try:
+            status = either(os.stat, name, dir_fd=folder_fd)
+            if stat.S_ISDIR(status.st_mode):
+                if depth < _DEPTH and _inode(status) not in self.folders:
+                    self.enter(name, folder_fd, path, depth + 1, user)
+            elif stat.S_ISREG(status.st_mode) and status.st_size >= headers.LEAST_BYTES:
+                for reference in self.header(name, folder_fd, status):
+                    self.refer(reference, folder, user, 0)
+        except _GONE:
+            pass
+        except OSError as error:
+            if not (isinstance(error, PermissionError) and _NO_DISKS.fullmatch(name)):
+                self.problem(path, error)
+
+    def enter(self, name, folder_fd, path, depth, user):
+        """Look into a folder, also one that is reached through a link, each once."""
+        fd = either(os.open, name, os.O_RDONLY | os.O_DIRECTORY, dir_fd=folder_fd)
+        try:
+            self.look_into(fd, path, depth, user)
+        finally:
+            os.close(fd)
+
+    def header(self, name, folder_fd, status, flags=0):
+        """Return what a regular file's header refers to."""
+        key = (*_inode(status), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        found = self.known.get(key)
+        if found is None:
+            fd = either(os.open, name, headers.FLAGS | flags, dir_fd=folder_fd)
+            try:
+                regular = stat.S_ISREG(os.fstat(fd).st_mode)
+                found = headers.references(fd) if regular else ()
+            finally:
+                os.close(fd)
+        if status.st_ctime < self.now - _SETTLED_S:
+            self.headers[key] = found
+        return found
+
+    def refer(self, reference, folder, user, depth):
+        """Follow a name found in a header of a file in ``folder``.
+
+        It may be forged: where it leads nowhere, or to what we may not read, there is nothing to keep.
+        """
+        for given in headers.paths_of(reference):
+            if "\0" in given or not given:
+                continue
+            path = os.path.join(folder, given)
+            if (path, user) in self.followed:
+                continue
+            self.followed.add((path, user))
+            if path not in self.paths:
+                self.paths[path] = self.resolve(path)
+            inode, further, real = self.paths[path]
+            if "cache entry " + path.rpartition("/")[2] != user:  # none needs itself
+                self.seen(path, inode, lambda: user)
+            if depth < _CHAIN:
+                for name in further:
+                    self.refer(name, real, user, depth + 1)
+
+    def resolve(self, path):
+        """Return (inode or None, names in its header, the folder they are relative to) of a path."""
+        inode = None
+        try:
+            status = either(os.stat, path)
+            inode = _inode(status)
+            if not stat.S_ISREG(status.st_mode) or status.st_size < headers.LEAST_BYTES:
+                return inode, (), None
+            real = os.path.realpath(path)
+            return inode, self.header(real, None, status, os.O_NOFOLLOW), os.path.dirname(path)
+        except (OSError, ValueError):
+            return inode, (), None
+
+    # ---- libvirt
+
+    def look_at_domains(self):
+        """Look at the domains that libvirt knows, defined and running, where we may read them."""
+        for folder in self.roots.libvirt:
+            try:
+                names = os.listdir(folder)
+            except (PermissionError, *_GONE):
+                continue
+            except OSError as error:
+                self.problem(folder, error)
+                continue
+            for name in names:
+                if name.endswith(".xml"):
+                    self.look_at_domain("%s/%s" % (folder, name), name[:-4])
+
+    def look_at_domain(self, path, name):
+        """Look at one domain: its disks, and the image that Nova says it was made from."""
+        try:
+            with open(path, "rb", opener=_open) as file:
+                text = file.read(_XML_BYTES)
+        except (PermissionError, *_GONE):
+            return
+        except OSError as error:
+            self.problem(path, error)
+            return
+        uuid = _UUID.search(text)
+        user = uuid.group(1).decode() if uuid else name
+        for match in _SOURCE.finditer(text):
+            self.refer(_plain(match.group(1) or match.group(2) or b""), "/", user, 0)
+        for match in _ROOT.finditer(text):
+            digest = new_digest("sha1")
+            digest.update(_plain(match.group(1) or match.group(2) or b""))
+            base = digest.hexdigest()
+            for target in [base] * (base in self.targets) + self.copies.get(base, []):
+                self.mark(target, user)
+
+
+class AsRoot:
+    """Be root for a while, where the helper was started as root and works as Nova's user."""
+
+    def __enter__(self):
+        self.effective = os.geteuid()
+        if os.getuid() == 0 and self.effective:
+            os.seteuid(0)
+
+    def __exit__(self, *_):
+        if os.geteuid() != self.effective:
+            os.seteuid(self.effective)
+
+
+def either(call, *args, **kwargs):
+    """Do something as Nova's user and, where that may not, as root: libvirt owns disks in use."""
+    try:
+        return call(*args, **kwargs)
+    except PermissionError:
+        if os.getuid() or not os.geteuid():
+            raise
+    with AsRoot():
+        return call(*args, **kwargs)
+
+
+def _inode(status):
+    return status.st_dev, status.st_ino
+
+
+def _open(path, flags):
+    return os.open(path, flags | headers.FLAGS)
+
+
+def _plain(text):
+    for sign, meant in _XML_SIGNS:
+        text = text.replace(sign, meant)
+    return text
+
+
+def usage_of(cache):
+    """Return the ``Usage`` of an open cache, the same each time."""
+    if getattr(cache, "usage", None) is None:
+        cache.usage = Usage(cache)
+    return cache.usage

@@ -1,0 +1,231 @@
+"""Compares stored files with their manifests, adopts files that were proven, pins.
+
+Reads at a bounded rate and at the lowest priority: instances read their disks from the same device.
+Source: Linux ``ioprio_set(2)``; its number: ``arch/*/entry/syscalls``.
+"""
+
+# mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
+# ruff: noqa: EM101, SIM105 - a Failure's code is a literal; imports are dear on a host
+
+import ctypes
+import os
+import platform
+import sys
+import threading
+import time
+
+from . import cache as caches
+from . import entries, headers, usage
+from .core import Failure, os_failure
+from .staging import hash_sparse, new_digest
+
+_LOCK_WAIT_S = 10
+#: A rate below this would look like a host that hangs.
+_LEAST_RATE = 64 << 10
+_IOPRIO_SET = {
+    "x86_64": 251,
+    "aarch64": 30,
+    "riscv64": 30,
+    "loongarch64": 30,
+    "ppc64le": 273,
+    "ppc64": 273,
+    "s390x": 282,
+    "i686": 289,
+    "armv7l": 314,
+}
+_IOPRIO_IDLE = 3 << 13
+_LOWEST = 19
+#: What this helper has read: (cache, base) -> what it found.
+_VERIFIED = {}  # type: ignore[var-annotated]
+
+
+class Paced:
+    """A digest that is fed no faster than ``rate`` bytes read per second; holes are not read."""
+
+    def __init__(self, algo, rate, check):
+        self.digest = new_digest(algo)
+        self.rate = rate and max(rate, _LEAST_RATE)
+        self.check = check
+        self.due = time.monotonic()
+
+    def update(self, data):
+        """Take bytes; wait until they were allowed."""
+        self.digest.update(data)
+        if self.rate and isinstance(data, memoryview):
+            # What a slow disk missed is not made up for in a burst.
+            self.due = max(self.due, time.monotonic() - 1) + len(data) / self.rate
+            while self.due > time.monotonic():
+                self.check()
+                time.sleep(min(0.5, max(0, self.due - time.monotonic())))
+
+
+class Hashing:
+    """Hashes an open file in a thread of the lowest priority, which ends with it."""
+
+    def __init__(self, fd, size, algo, rate, watch):
+        self.fd = fd
+        self.size = size
+        self.paced = Paced(algo, rate, watch.check)
+        self.watch = watch
+        self.error = None
+
+    def run(self):
+        """Return the digest."""
+        thread = threading.Thread(target=self._work, daemon=True)
+        thread.start()
+        thread.join()
+        if self.error is not None:
+            raise self.error
+        return self.paced.digest.hexdigest()
+
+    def _work(self):
+        try:
+            _step_back()
+            self.watch.tell("hash", 0, self.size)
+            for done in hash_sparse(self.fd, self.size, self.paced):
+                self.watch.check()
+                self.watch.tell("hash", done, self.size)
+        except BaseException as error:  # noqa: BLE001 - it is raised again where it is waited for
+            self.error = error
+
+
+def _step_back():
+    """Give this thread the lowest priority there is, for the disk and for the processor."""
+    number = _IOPRIO_SET.get(platform.machine())
+    if sys.platform == "linux" and number is not None and sys.maxsize > 1 << 32:
+        ctypes.CDLL(None).syscall(number, 1, 0, _IOPRIO_IDLE)
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, _LOWEST)  # on Linux: of the calling thread
+    except OSError:
+        pass
+
+
+def open_settled(cache, base):
+    """Return a descriptor of a final that nobody is writing any more, or None.
+
+    Nova downloads some images straight into the final, holding the lock: whoever gets the lock sees it whole.
+    """
+    if cache.find(base) is None:
+        return None
+    lock_fd = cache.lock(base, _LOCK_WAIT_S)
+    try:
+        if cache.find(base) is None:
+            return None
+        return usage.either(os.open, base, headers.FLAGS | os.O_NOFOLLOW, dir_fd=cache.cache_fd)
+    except OSError as error:
+        raise os_failure(error, "cannot read %s/%s" % (cache.path, base), cache.cache_fd) from error
+    finally:
+        if lock_fd is not None:
+            os.close(lock_fd)
+
+
+def _answer(state, reason=None, algo=None, value=None, size=None):
+    return {"state": state, "reason": reason, "algo": algo, "value": value, "size": size}
+
+
+def _verify(cache, order, watch):
+    base = order["base"]
+    fd = open_settled(cache, base)
+    if fd is None:
+        return _answer("absent")
+    try:
+        before = os.fstat(fd)
+        size = before.st_size
+        manifest = cache.read_manifest(base) if cache.own_fd is not None else None
+        stored = manifest["stored"] if manifest else {}
+        managed = bool(stored.get("value") and stored.get("algo"))
+        if managed and stored["size"] != size:
+            reason = "it has %d bytes instead of %d" % (size, stored["size"])
+            return _answer("damaged", reason, size=size)
+        algo = stored["algo"] if managed else order.get("algo")
+        if not algo:
+            return _answer("unmanaged", "nothing is written down about it", size=size)
+        value = Hashing(fd, size, algo, order["rate"], watch).run()
+        _check_unchanged(cache, base, before, os.fstat(fd))
+    finally:
+        os.close(fd)
+    _VERIFIED[cache.path, base] = (before.st_dev, before.st_ino, size, algo, value)
+    if not managed:
+        return _answer("unmanaged", "nothing is written down about it", algo, value, size)
+    if value != stored["value"]:
+        return _answer("damaged", "its %s is not the one written down" % algo, algo, value, size)
+    manifest = cache.read_manifest(base) or manifest
+    manifest["verified_at"] = caches.utc_now()
+    cache.write_manifest(manifest)
+    return _answer("intact", None, algo, value, size)
+
+
+def _check_unchanged(cache, base, before, after):
+    found = cache.find(base)
+    if found is None or not os.path.samestat(found, before) or after.st_size != before.st_size:
+        raise Failure("changed", "%s/%s was exchanged while it was read" % (cache.path, base))
+
+
+def order_verify(session, order):
+    """Compare a stored file with its manifest."""
+    cache = entries.opened(session)
+    with entries.Work(session, order) as watch:
+        return _verify(cache, order, watch)
+
+
+def order_pin(session, order):
+    """Pin a final until a time, for ever, or no more."""
+    cache, base = entries.opened(session), order["base"]
+    until = order["until"]
+    if not (until is None or until == "forever" or isinstance(until, (int, float))):
+        raise Failure("protocol", "not a time to pin until")
+    if cache.find(base) is None:
+        return {"state": "absent"}
+    manifest = cache.read_manifest(base) if cache.own_fd is not None else None
+    if manifest is None:
+        return {"state": "unmanaged"}
+    manifest["pin"] = until
+    cache.write_manifest(manifest)
+    return {"state": "unpinned" if until is None else "pinned"}
+
+
+def order_adopt(session, order):
+    """Write the manifest of a final whose content was proven to be an image's, by ``verify`` just before."""
+    cache, base, image = entries.opened(session), order["base"], order["image"]
+    found, stored = cache.find(base), order["stored"]
+    if found is None:
+        return {"state": "absent"}
+    proven = (found.st_dev, found.st_ino, found.st_size, stored["algo"], stored["value"].lower())
+    if _VERIFIED.get((cache.path, base)) != proven:
+        return {"state": "changed"}
+    name = new_digest("sha1")
+    name.update(image["id"].encode("utf-8"))
+    if name.hexdigest() != base:
+        raise Failure("protocol", "the base file's name does not belong to the image's id")
+    cache.open_folders(create=True)
+    now = caches.utc_now()
+    digest = image["digest"]
+    cache.write_manifest(
+        {
+            "version": 1,
+            "image_id": image["id"],
+            "image_name": image["name"],
+            "base": base,
+            "digest": {
+                "algo": digest["algo"],
+                "value": digest["value"].lower(),
+                "weak": digest["algo"] in ("md5", "sha1"),
+            },
+            "stored": {
+                "algo": stored["algo"],
+                "value": stored["value"].lower(),
+                "size": found.st_size,
+                "format": entries.header_format(base, cache.cache_fd),
+                "mtime_ns": None,
+            },
+            "disk_format": image["disk_format"],
+            "source": "adopted",
+            "tool": order["tool"],
+            "run": order["run"],
+            "cached_at": now,
+            "touched_at": None,
+            "verified_at": now,
+            "pin": None,
+        }
+    )
+    return {"state": "adopted"}
