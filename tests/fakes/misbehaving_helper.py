@@ -56,7 +56,7 @@ FRAMES = {
     "deep": b'{"a":' + b"[" * 20 + b"]" * 20 + b"}",
     "very-deep": b'{"a":' + b"[" * 30000 + b"]" * 30000 + b"}",
     "huge-int": b'{"id":' + b"9" * 5000 + b"}",
-    "big-int": b'{"id":9223372036854775808}',
+    "big-int": b'{"id":18446744073709551616}',
     "huge-float": b'{"id":1e999}',
     "nan": b'{"id":NaN}',
     "infinity": b'{"id":-Infinity}',

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+#: From the end of a connection to the end of the programs that it ran.
+GRACE_S = 2.0
+
+
 @dataclass
 class SshServer:
     """What a running server is, and what it saw."""
@@ -39,6 +43,8 @@ class SshServer:
     environment: dict[str, str] = field(default_factory=dict)
     terminals: list[str | None] = field(default_factory=list)
     connections: list[asyncssh.SSHServerConnection] = field(default_factory=list)
+    running: set[asyncio.Task[Any]] = field(default_factory=set)
+    """The tasks that serve programs."""
 
     @property
     def client_key(self) -> Path:
@@ -97,6 +103,10 @@ async def ssh_server(folder: Path, **settings: Any) -> AsyncIterator[SshServer]:
     keys = [asyncssh.generate_private_key(name) for name in server.host_keys]
 
     async def run(process: asyncssh.SSHServerProcess[bytes]) -> None:
+        task = asyncio.current_task()
+        assert task
+        server.running.add(task)
+        task.add_done_callback(server.running.discard)
         await _run(server, process)
 
     listener = await asyncssh.listen(
@@ -121,6 +131,8 @@ async def ssh_server(folder: Path, **settings: Any) -> AsyncIterator[SshServer]:
         await listener.wait_closed()
         for connection in server.connections:
             await connection.wait_closed()
+        if server.running:
+            await asyncio.wait(server.running)
         await asyncio.sleep(0)
 
 
@@ -142,6 +154,7 @@ async def _run(server: SshServer, process: asyncssh.SSHServerProcess[bytes]) -> 
     assert child.stdout
     assert child.stderr
     feeding = asyncio.create_task(_feed(process, child))
+    guarding = asyncio.create_task(_guard(process, child))
     try:
         await asyncio.gather(
             _copy(child.stdout, process.stdout), _copy(child.stderr, process.stderr)
@@ -152,15 +165,31 @@ async def _run(server: SshServer, process: asyncssh.SSHServerProcess[bytes]) -> 
         else:
             process.exit(status)
     except (asyncssh.Error, OSError):
-        pass
+        # The client is gone; a real sshd leaves the program to notice by itself.
+        await _guard(process, child)
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-        feeding.cancel()
-        await asyncio.wait([feeding])
+        _kill(child)
+        for task in (feeding, guarding):
+            task.cancel()
+        await asyncio.wait([feeding, guarding])
         # asyncio tells the end of a child only after its pipes have ended.
         await asyncio.gather(child.stdout.read(), child.stderr.read())
         await child.wait()
+
+
+async def _guard(
+    process: asyncssh.SSHServerProcess[bytes], child: asyncio.subprocess.Process
+) -> None:
+    """Leave the program a moment to end by itself once the client is gone, then kill it."""
+    await process.channel.wait_closed()
+    with suppress(TimeoutError):
+        await asyncio.wait_for(child.wait(), GRACE_S)
+    _kill(child)
+
+
+def _kill(child: asyncio.subprocess.Process) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
 
 
 async def _feed(

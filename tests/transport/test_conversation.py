@@ -457,8 +457,8 @@ def test_failures_leave_no_descriptor_behind(
                 for transport in (ssh, LocalTransport()):
                     with pytest.raises(HostError):
                         await provoke(mode, None, transport, **server.host_settings())
-                for connection in server.connections:
-                    await connection.wait_closed()
+                while server.running:
+                    await asyncio.wait(server.running)
                 await asyncio.sleep(0.05)
                 counts.append(len(os.listdir("/proc/self/fd")))
             return counts[0], counts[-1]
