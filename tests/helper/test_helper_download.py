@@ -116,6 +116,20 @@ def test_too_slow_counts_as_a_stall(item: Item) -> None:
     assert 1 < time.monotonic() - began < 10
 
 
+@pytest.mark.row("N3")
+def test_a_head_that_comes_too_slowly(item: Item) -> None:
+    def drip_head(exchange: http.Exchange) -> None:
+        for byte in b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 50:
+            if exchange.server.closing.wait(0.1):
+                return
+            exchange.connection.sendall(bytes([byte]))
+
+    began = time.monotonic()
+    retry, _ = item.retried(drip_head, http.serve(), stall_s=1)
+    assert retry["code"] == "download"
+    assert time.monotonic() - began < 10
+
+
 @pytest.mark.row("N4")
 @pytest.mark.row("R12")
 @pytest.mark.parametrize("framing", ["length", "chunked", "close"])
@@ -269,6 +283,9 @@ def test_proxies_are_ignored(instances: Path, server: http.HttpServer) -> None:
         "http:///x",
         "http://u:p@127.0.0.1/x",
         "http://127.0.0.1/a b",
+        "http://127.0.0.1:99999/x",
+        "http://[::1/x",
+        "",
     ],
 )
 def test_only_plain_http_urls(helper: Controller, instances: Path, url: str) -> None:

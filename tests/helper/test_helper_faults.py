@@ -226,6 +226,20 @@ def test_file_size_limit(instances: Path) -> None:
     assert os.listdir(instances / "_base/.imgcache") == []
 
 
+@pytest.mark.qemu
+@pytest.mark.row("R7")
+def test_limits_of_the_host_that_are_tighter_stay(instances: Path, tmp_path: Path) -> None:
+    plain, made = tmp_path / "plain", tmp_path / "made"
+    plain.write_bytes(DATA)
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", plain, made], check=True)
+    data = made.read_bytes()
+    with Controller(prefix=limited("RLIMIT_CPU", 20)) as helper:
+        helper.open(instances)
+        fetch = helper.fetch(image_of(data, "qcow2"), PUSH)
+        helper.push_when_ready(fetch, data)
+        assert helper.result(fetch)["state"] == "cached"
+
+
 class Tmpfs:
     """A small file system of our own, when that is possible."""
 
@@ -352,6 +366,7 @@ def test_no_inodes(instances: Path) -> None:
 def test_the_manifest_says_what_was_done(instances: Path) -> None:
     assert fetched(instances, IMAGE, DATA)["state"] == "cached"
     manifest = json.loads((instances / "_base/.imgcache" / f"{BASE}.json").read_text())
+    assert manifest["stored"].pop("mtime_ns") == (instances / "_base" / BASE).stat().st_mtime_ns
     times = [manifest.pop(name) for name in ("cached_at", "touched_at", "verified_at")]
     assert len(set(times)) == 1
     time.strptime(times[0], "%Y-%m-%dT%H:%M:%SZ")

@@ -37,17 +37,7 @@ class Download:
         self.limits = limits
         self.sink = sink
         self.watch = watch
-        url = urlsplit(source["url"])
-        if (
-            url.scheme not in ("http", "https")
-            or not url.hostname
-            or "@" in url.netloc
-            or not _plain(source["url"])
-        ):
-            raise Failure(
-                "unreachable",
-                "the image service's URL must be http:// or https:// with a plain host",
-            )
+        url = parse_url(source["url"])
         self.url = url
         self.target = (url.path or "/") + ("?" + url.query if url.query else "")
         self.place = "%s://%s" % (url.scheme, url.netloc)
@@ -167,8 +157,12 @@ class Download:
         if offset:
             headers["Range"] = "bytes=%d-" % offset
         try:
+            # Each byte of a head may come just in time: the whole of it has a deadline too.
+            self.watch.give_up_in(2 * self.limits["stall_s"])
             connection.request("GET", self.target, headers=headers)
-            return connection.getresponse()
+            response = connection.getresponse()
+            self.watch.give_up_in(None)
+            return response
         except socket.timeout:
             raise Retry(
                 "stall", "no answer from %s within %g s" % (self.place, self.limits["stall_s"])
@@ -302,6 +296,25 @@ class _Pace:
                     "stall", "only %d bytes in %g s" % (self.bytes - count, self.waited_s - since)
                 )
         return got
+
+
+def parse_url(text):
+    """Return the parts of an http:// or https:// URL with a plain host, or fail."""
+    try:
+        url = urlsplit(text)
+        good = (
+            url.scheme in ("http", "https")
+            and url.hostname
+            and "@" not in url.netloc
+            and url.port != 0
+        )
+    except ValueError:  # a port that is none
+        good = False
+    if not good or not _plain(text):
+        raise Failure(
+            "unreachable", "the image service's URL must be http:// or https:// with a plain host"
+        )
+    return url
 
 
 def _read_some(response, view):

@@ -132,18 +132,26 @@ def _takes_direct_io(fd):
     return True
 
 
+def _within(kind, value):
+    """Return a limit that we may set: at most the one we have."""
+    hard = resource.getrlimit(kind)[1]
+    return value if hard == resource.RLIM_INFINITY else min(value, hard)
+
+
 def _limiter(limits):
     """Return what the child does before it becomes qemu-img; everything is looked up beforehand."""
     prctl, setrlimit = ctypes.CDLL(None).prctl, resource.setrlimit
     parent, getppid, getuid, geteuid = os.getpid(), os.getppid, os.getuid, os.geteuid
     setresuid, getegid, setresgid, seteuid = os.setresuid, os.getegid, os.setresgid, os.seteuid
-    pairs = [(kind, (value, value)) for kind, value in limits.items()]
+    setgroups = os.setgroups
+    pairs = [(kind, (_within(kind, value),) * 2) for kind, value in limits.items()]
     pairs.append((resource.RLIMIT_CORE, (0, 0)))
 
     def limit():
         if getuid() == 0 and geteuid() != 0:
             user, group = geteuid(), getegid()
             seteuid(0)
+            setgroups([])
             setresgid(group, group, group)
             setresuid(user, user, user)
         for kind, value in pairs:
@@ -161,20 +169,23 @@ def _run(command, watch, limits, wall_s, tell=None):
     Raises:
         Failure: ``qemu``, with how it ended and its last line; ``interrupted``.
     """
-    child = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={"LC_ALL": "C", "PATH": _PATH},
-        cwd="/",
-        close_fds=True,
-        start_new_session=True,
-        # All it calls was looked up before the fork; Python has no other way to set a death signal.
-        preexec_fn=_limiter(limits),  # noqa: PLW1509
-    )
-    watch.children.add(child.pid)
     name = "qemu-img " + command[1]
+    try:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={"LC_ALL": "C", "PATH": _PATH},
+            cwd="/",
+            close_fds=True,
+            start_new_session=True,
+            # All it calls was looked up before the fork; Python has no other way to set a death signal.
+            preexec_fn=_limiter(limits),  # noqa: PLW1509
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise Failure("qemu", "cannot run %s: %s" % (name, error)) from error
+    watch.children.add(child.pid)
     try:
         outputs = _collect(child, watch, name, time.monotonic() + wall_s, tell)
     finally:

@@ -181,7 +181,6 @@ class Sink:
         length = len(view)
         self.received += length
         if self.count + length > self.size:
-            self._free.put(owner)
             raise Failure(
                 "size", "more bytes came than the image has (%d)" % self.size, size=self.size
             )

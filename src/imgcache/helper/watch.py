@@ -38,6 +38,7 @@ class Watch:
         self.fetch_id = None
         self.stopped = set()
         self.on_stop = None
+        self.give_up_at = None
         self.ended = False
         self.alive_s = None
         self.heard_at = time.monotonic()
@@ -118,10 +119,14 @@ class Watch:
             self.on_stop = callback
         self.check()
 
+    def give_up_in(self, seconds):
+        """Have the callback for ``stop`` called after so many seconds as well; None: no more."""
+        self.give_up_at = None if seconds is None else time.monotonic() + seconds
+
     def call_on_stop_end(self):
         """Have nothing called any more."""
         with self.changed:
-            self.on_stop = None
+            self.on_stop = self.give_up_at = None
 
     def next_answer(self, pause=False):
         """Wait for the next ``again`` or ``data``; ``pause``: no progress meanwhile.
@@ -199,6 +204,11 @@ class Watch:
             alive_s, progress = self.alive_s, self.progress
             if alive_s is not None and time.monotonic() - self.heard_at > alive_s:
                 self.session.leave(0)
+            if self.give_up_at is not None and time.monotonic() > self.give_up_at:
+                self.give_up_at = None
+                with self.changed:
+                    if self.on_stop:
+                        self.on_stop()
             if progress is not None and not self.paused and alive_s is not None:
                 phase, done, total = progress
                 self.send(
