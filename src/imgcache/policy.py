@@ -75,7 +75,7 @@ class Decision:
     """Why it is kept; None when it is to be removed."""
     reason: str
     min_age_s: float = HARD_FLOOR_S
-    """The age the helper checks again before it removes the entry."""
+    """The age that the helper checks again, besides its own floor of an hour."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +191,9 @@ def _plan_chosen(cache: HostCache, rules: Rules, reasons: Mapping[str, str]) -> 
         if entry.name in reasons:
             held = held_by(entry, rules)
             reason = f"{reasons[entry.name]}, but {held[1]}" if held else reasons[entry.name]
-            decisions.append(Decision(entry, held is None, held[0] if held else None, reason))
+            least = 0.0 if rules.ours_may_be_young else HARD_FLOOR_S
+            code = held[0] if held else None
+            decisions.append(Decision(entry, held is None, code, reason, least))
     return _blocked(cache, decisions) or HostPlan(tuple(decisions))
 
 
