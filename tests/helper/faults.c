@@ -2,6 +2,7 @@
 
    FAULT=name:n:errno       fail with this error number, once
    FAULT=name:n:KILL        die by SIGKILL instead of the call; name:n:KILLAFTER: right after it
+   FAULT_APPEARS=path       this file appears when the call fails
    FAULT_LOG=path           append one line per call
 
    Only writes to regular files count as "write". */
@@ -52,6 +53,8 @@ static int strikes(const char *name, const char *what) {
         return 1;
     if (!strcmp(fault_kind, "KILL"))
         kill(getpid(), SIGKILL);
+    if (getenv("FAULT_APPEARS"))
+        syscall(SYS_close, syscall(SYS_openat, AT_FDCWD, getenv("FAULT_APPEARS"), O_WRONLY | O_CREAT, 0644));
     errno = atoi(fault_kind);
     return -1;
 }

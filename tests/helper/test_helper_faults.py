@@ -163,6 +163,23 @@ def test_without_hard_links_a_rename_that_overwrites_nothing(
     assert os.listdir(instances / "_base/.imgcache") == [f"{BASE}.json"]
 
 
+@pytest.mark.row("H16")
+@pytest.mark.parametrize("call", [f"linkat:1:{errno.EEXIST}", f"linkat:1:{errno.EPERM}"])
+def test_a_final_that_appears_at_the_last_moment_is_kept(
+    shim: Path, instances: Path, call: str
+) -> None:
+    """Nova's own pre-caching takes no lock, so a final may appear between our look and our link."""
+    env = {"LD_PRELOAD": str(shim), "FAULT": call}
+    if call.endswith(str(errno.EPERM)):
+        env["FAULT_APPEARS"] = str(instances / "_base" / BASE)
+    answer = attempt(instances, env)
+    assert answer is not None
+    assert answer["state"] == "existing"
+    assert list((instances / "_base/.imgcache").glob("*")) == []
+    if "FAULT_APPEARS" in env:
+        assert (instances / "_base" / BASE).read_bytes() == b""
+
+
 @pytest.mark.row("H21")
 @pytest.mark.row("R9")
 def test_order_of_the_commit(shim: Path, instances: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from helper.controller import Controller, base_name, from_service, image_of
+from helper.controller import Controller, base_name, from_service, image_of, pythons
 from servers import misbehaving_http as http
 
 if TYPE_CHECKING:
@@ -100,9 +100,8 @@ def test_a_known_authority_is_trusted(
 
 @pytest.mark.row("N16")
 @pytest.mark.parametrize("fault", ["authority", "system", "name", "expired", "old", "plain"])
-def test_no_trust_no_request(
-    helper: Controller, instances: Path, tmp_path: Path, fault: str
-) -> None:
+@pytest.mark.parametrize("python", [pythons()[0], pythons()[-1]])
+def test_no_trust_no_request(python: str, instances: Path, tmp_path: Path, fault: str) -> None:
     context = AUTHORITY.server(
         tmp_path, "127.0.0.2" if fault == "name" else "127.0.0.1", -1 if fault == "expired" else 30
     )
@@ -113,7 +112,10 @@ def test_no_trust_no_request(
             context.maximum_version = ssl.TLSVersion.TLSv1_1
         context.set_ciphers("ALL:@SECLEVEL=0")
     trusted = {"authority": OTHER.pem, "system": None}.get(fault, AUTHORITY.pem)
-    with http.HttpServer(tls=None if fault == "plain" else context) as server:
+    with (
+        http.HttpServer(tls=None if fault == "plain" else context) as server,
+        Controller(python) as helper,
+    ):
         url = server.route("/i", DATA)
         if fault == "plain":
             url = url.replace("http:", "https:")
