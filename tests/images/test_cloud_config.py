@@ -195,6 +195,11 @@ class TestWhatIsUnderstood:
         assert cloud.kind == "none"
         assert cloud.image_endpoint() == "http://glance.example:9292"
 
+    def test_an_endpoint_alone_takes_nothing_from_an_only_entry(self, private_home: Path) -> None:
+        write_clouds(private_home, only={"auth": AUTH, "region_name": "R9", "verify": False})
+        cloud = opened(ImageServiceSettings(endpoint="http://glance.example:9292"))
+        assert (cloud.kind, cloud.region, cloud.insecure) == ("none", None, False)
+
     @pytest.mark.usefixtures("environ")
     def test_an_endpoint_beside_variables_is_where_glance_is(self) -> None:
         cloud = opened(ImageServiceSettings(endpoint="http://glance.example:9292"))

@@ -331,6 +331,20 @@ class TestReading:
         assert ID in caught.value.message or "206" in caught.value.message
 
 
+@pytest.mark.row("N4")
+def test_a_wrong_length_is_told_before_the_first_byte() -> None:
+    def answer(request: Request) -> Answer:
+        if request.path.endswith("/file"):
+            first = request.headers.get("Range") == "bytes=0-0"
+            return Answer(206, b"x") if first else Answer(body=DATA[:-1])
+        return as_json(RECORD)
+
+    with ScriptedServer(answer) as server, service_at(server.url) as service:
+        (image,) = service.find_images([ID])
+        with pytest.raises(ImageServiceError, match="announces 4999"), service.read(image):
+            pytest.fail("opened")
+
+
 def make_certificate(folder: Path) -> Path:
     """Make a key and a certificate for 127.0.0.1 that nobody knows, in one file."""
     key = ec.generate_private_key(ec.SECP256R1())
