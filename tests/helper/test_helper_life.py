@@ -456,6 +456,23 @@ def test_virtual_size_is_bounded(instances: Path, tmp_path: Path) -> None:
         assert (error["code"], error["fields"]["size"]) == ("size", 3 << 40)
 
 
+@pytest.mark.row("R9")
+@pytest.mark.qemu
+def test_a_qcow2_inside_a_qcow2_is_refused(instances: Path, tmp_path: Path) -> None:
+    inner, outer = tmp_path / "inner", tmp_path / "outer"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", inner, "1M"], check=True)
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", inner, outer], check=True)
+    data = outer.read_bytes()
+    with Controller() as helper:
+        helper.open(instances)
+        fetch = helper.fetch(image_of(data, "qcow2"), PUSH)
+        helper.push_when_ready(fetch, data)
+        error = helper.error(fetch)
+        assert error["code"] == "format"
+        assert "qcow2" in error["message"]
+    assert staging_in(instances) == []
+
+
 @pytest.mark.row("T1")
 @pytest.mark.skipif(not Path("/proc").exists(), reason="needs /proc")
 def test_process_hygiene(instances: Path) -> None:
