@@ -60,9 +60,9 @@ def test_the_detailed_table_has_a_row_per_host() -> None:
     lines = text_of(mixed(), detailed=True).splitlines()
     assert len(lines) == 22
     assert lines[0].split() == [
-        "HOST", "IMAGE", "NAME", "OUTCOME", "CODE", "SOURCE", "BYTES", "FETCHED", "DURATION", "S", "REASON",
+        "HOST", "IMAGE", "NAME", "OUTCOME", "CODE", "SOURCE", "FETCHED", "DURATION", "REASON",
     ]  # fmt: skip
-    assert lines[1].split() == ["edge1-01", "debian-12", "cached", "service", "1250000000", "1.2"]
+    assert lines[1].split() == ["edge1-01", "debian-12", "cached", "service", "1.25", "GB", "1.2s"]
 
 
 def test_columns_are_selected_in_the_order_asked() -> None:

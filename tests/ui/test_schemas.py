@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,12 @@ def test_every_schema_is_one_and_lets_nothing_else_in(name: str) -> None:
             if part.get("type") == "object":
                 assert part["additionalProperties"] is False
                 assert set(part["required"]) == set(part["properties"])
+
+
+def test_the_schemas_are_up_to_date() -> None:
+    command = [sys.executable, "tools/make_schemas.py", "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), "run tools/make_schemas.py"
 
 
 @pytest.mark.row("M6")

@@ -1,40 +1,24 @@
 """The options that commands share: one name, one meaning and one help text each."""
 
-import re
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from imgcache.commands._values import (
+    parse_age,
+    parse_ceiling,
+    parse_duration,
+    parse_moment,
+    parse_rate,
+    parse_room,
+    parse_share,
+    parse_size,
+    parse_span,
+)
+from imgcache.policy import Amount
 from imgcache.ui.formats import Format
-
-_NUMBER = r"\d+(?:\.\d+)?"
-_UNIT = r"(?:seconds?|secs?|s|minutes?|mins?|m|hours?|h|days?|d)(?![a-z])"
-#: A number of seconds, or numbers with their units; the library that reads them takes one at a time.
-_DURATION = re.compile(rf"{_NUMBER}|(?:{_NUMBER}\s*{_UNIT}\s*)+", re.ASCII)
-_DURATION_PART = re.compile(rf"{_NUMBER}\s*[a-z]*", re.ASCII)
-#: Longer than any run makes sense.
-_MAX_DURATION_S = 30 * 86_400.0
-
-
-def parse_duration(value: str) -> float:
-    """Return the seconds of ``90``, ``90s``, ``30m``, ``1.5h``, ``1h30m`` or ``2d``; at least 1.
-
-    Raises:
-        typer.BadParameter: it is none of these, or too short or too long; names the option by itself.
-    """
-    from humanfriendly import parse_timespan  # noqa: PLC0415 - only for who gives a duration
-
-    text = value.strip().lower()
-    if not _DURATION.fullmatch(text):
-        message = f"{value!r} is not a duration; write 90s, 30m, 1h30m or 2d"
-        raise typer.BadParameter(message)
-    total = float(sum(parse_timespan(part) for part in _DURATION_PART.findall(text)))
-    if not 1 <= total <= _MAX_DURATION_S:
-        message = f"{value!r} is out of bounds; give 1 second to 30 days"
-        raise typer.BadParameter(message)
-    return total
-
 
 ImageNames = Annotated[
     list[str],
@@ -106,5 +90,194 @@ LogFile = Annotated[
         metavar="FILE",
         dir_okay=False,
         help="Append every event of the run to this file.",
+    ),
+]
+
+# ------------------------------------------------------------------------------- the life of the cache
+
+SomeImageNames = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[IMG]...",
+        help="Only these images, by UUID or by name; without any: all.",
+        show_default=False,
+    ),
+]
+Unused = Annotated[bool, typer.Option("--unused", help="Only entries that nothing uses.")]
+OlderThan = Annotated[
+    float | None,
+    typer.Option(
+        "--older-than",
+        parser=parse_age,
+        metavar="AGE",
+        help="Only entries whose last known use is longer ago, such as 24h, 7d or 2w.",
+    ),
+]
+Gone = Annotated[
+    bool,
+    typer.Option("--gone", help="Only entries whose image is gone from the image service."),
+]
+Missing = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--missing",
+        metavar="IMG",
+        help="List the hosts that lack this image instead; exit code 5 if there is any. May be repeated.",
+    ),
+]
+Matrix = Annotated[
+    bool,
+    typer.Option("--matrix", help="Draw which host has what, hosts down and images across."),
+]
+CheckStatus = Annotated[
+    bool,
+    typer.Option("--check", help="End with 5 when a host is above --max-used; for monitoring."),
+]
+MaxUsed = Annotated[
+    float | None,
+    typer.Option(
+        "--max-used",
+        parser=parse_share,
+        metavar="PERCENT",
+        show_default=False,
+        help="With --check: how full the cache's file system may be; without it, 80%.",
+    ),
+]
+MinAge = Annotated[
+    float | None,
+    typer.Option(
+        "--min-age",
+        parser=parse_age,
+        metavar="AGE",
+        show_default=False,
+        help="Remove images unused for so long, such as 24h or 7d; never below 1h. Without it, what the "
+        "host's nova.conf says (Nova's default: 24h).",
+    ),
+]
+ResizedMinAge = Annotated[
+    float | None,
+    typer.Option(
+        "--resized-min-age",
+        parser=parse_age,
+        metavar="AGE",
+        show_default=False,
+        help="The same for Nova's resized copies. Without it, what the host's nova.conf says (Nova's "
+        "default: 1h).",
+    ),
+]
+MaxSize = Annotated[
+    int | None,
+    typer.Option(
+        "--max-size",
+        parser=parse_size,
+        metavar="SIZE",
+        help="Then go on, least recently used first, until each cache is at or under this, such as 200G "
+        "(decimal) or 200GiB.",
+    ),
+]
+MinFree = Annotated[
+    Amount | None,
+    typer.Option(
+        "--min-free",
+        parser=parse_room,
+        metavar="SIZE|PERCENT",
+        help="The same until the cache's file system has so much free: 50G or 15%.",
+    ),
+]
+RemoveGone = Annotated[
+    bool,
+    typer.Option(
+        "--gone",
+        help="Remove also, one hour after its last use, what is gone from the image service.",
+    ),
+]
+Keep = Annotated[
+    list[str] | None,
+    typer.Option("--keep", metavar="IMG", help="Never this image; may be repeated."),
+]
+MaxDelete = Annotated[
+    Amount | None,
+    typer.Option(
+        "--max-delete",
+        parser=parse_ceiling,
+        metavar="N|PERCENT",
+        help="Refuse the whole run (exit code 3) when on any host more entries would be removed than "
+        "this: 20 or 25%.",
+    ),
+]
+IncludeTemplates = Annotated[
+    bool,
+    typer.Option(
+        "--include-templates", help="Treat templates of swap and ephemeral disks as images, too."
+    ),
+]
+OverrideHost = Annotated[
+    bool,
+    typer.Option(
+        "--override-host-policy",
+        help="Remove also where the host's nova.conf says remove_unused_base_images = false.",
+    ),
+]
+StallAge = Annotated[
+    float,
+    typer.Option(
+        "--stall-age",
+        parser=parse_age,
+        metavar="AGE",
+        help="A transfer's file is dead when it has not changed for so long.",
+    ),
+]
+Invalid = Annotated[
+    bool,
+    typer.Option(
+        "--invalid",
+        help="Also remove images whose size, format or digest is wrong; reads every file.",
+    ),
+]
+Repair = Annotated[
+    bool,
+    typer.Option("--repair", help="Fetch damaged images that nothing uses again."),
+]
+Adopt = Annotated[
+    bool,
+    typer.Option(
+        "--adopt",
+        help="Note images that imgcache did not fetch as its own, if their content is proven to be the "
+        "image service's.",
+    ),
+]
+RateLimit = Annotated[
+    int | None,
+    typer.Option(
+        "--rate-limit",
+        parser=parse_rate,
+        metavar="SIZE",
+        help="Read no more per second and host, such as 50M; without it, as fast as the disk gives at "
+        "low priority.",
+    ),
+]
+PinFor = Annotated[
+    float | None,
+    typer.Option(
+        "--for", parser=parse_span, metavar="AGE", help="Until so long from now: 12h, 30d, 1y."
+    ),
+]
+PinUntil = Annotated[
+    datetime | None,
+    typer.Option(
+        "--until",
+        parser=parse_moment,
+        metavar="DATE",
+        help="Until then: 2027-01-31, 2027-01-31T18:00 (UTC) or 2027-01-31T18:00+01:00.",
+    ),
+]
+PinForever = Annotated[bool, typer.Option("--forever", help="Until imgcache unpin.")]
+KeepFor = Annotated[
+    float | None,
+    typer.Option(
+        "--keep-for",
+        parser=parse_span,
+        metavar="AGE",
+        help="Pin the images there for so long, such as 72h; see imgcache pin.",
     ),
 ]

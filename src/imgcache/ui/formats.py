@@ -9,8 +9,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from enum import StrEnum
 from typing import TYPE_CHECKING, TypeAlias, assert_never
@@ -19,7 +20,7 @@ from imgcache.errors import UsageError
 from imgcache.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
 Cell = str | int | float | bool | None
 """What a column may hold."""
@@ -48,6 +49,10 @@ class Columns:
     """Those in a table with ``-v``."""
     folded: str | None = None
     """The column whose values are folded (``edge1-[01-17]``) where all others shown are equal."""
+    units: Mapping[str, Callable[[float], str]] = field(default_factory=dict)
+    """Column -> how a table writes its number; everything else gets the exact number."""
+    stand_ins: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Column -> what a table shows in its place, in parentheses, where there is none."""
 
     def check(self, wanted: Sequence[str]) -> tuple[str, ...]:
         """Return the wanted columns, each once.
@@ -74,6 +79,8 @@ class Listing:
     """Where the rows are in the document."""
     rows: Sequence[Row]
     columns: Columns
+    below: tuple[Listing, ...] = ()
+    """Further parts of the document that a table shows under it, when no columns are asked for."""
 
 
 def render(
@@ -163,14 +170,35 @@ def _cell_text(cell: Cell, limit: int = 300) -> str:
 
 
 def _table(listing: Listing, wanted: Sequence[str], *, detailed: bool) -> str:
-    columns = wanted or (listing.columns.detailed if detailed else listing.columns.shown)
-    cells = [tuple(_cell_text(row[name]) for name in columns) for row in listing.rows]
-    folded = listing.columns.folded
-    if folded in columns and not detailed:
-        cells = _fold(cells, columns.index(folded))
-    if not cells:
-        return ""
-    return _aligned([tuple(name.upper().replace("_", " ") for name in columns), *cells])
+    known = listing.columns
+    columns = wanted or (known.detailed if detailed else known.shown)
+    cells = [tuple(_table_cell(row, name, known) for name in columns) for row in listing.rows]
+    if known.folded in columns and not detailed:
+        cells = _fold(cells, columns.index(known.folded))
+    numbers = {index for index, name in enumerate(columns) if name in known.units}
+    heading = tuple(_heading(name, known) for name in columns)
+    parts = [_aligned([heading, *cells], numbers)] if cells else []
+    if not wanted:
+        parts += [_table(part, (), detailed=detailed) for part in listing.below]
+    return "\n".join(part for part in parts if part)
+
+
+def _table_cell(row: Row, name: str, columns: Columns) -> str:
+    cell = row[name]
+    if cell is None:
+        others = (row[other] for other in columns.stand_ins.get(name, ()))
+        instead = next((other for other in others if other not in {None, ""}), None)
+        return "" if instead is None else f"({_cell_text(instead)})"
+    if name in columns.units and isinstance(cell, int | float):
+        return columns.units[name](cell)
+    return _cell_text(cell)
+
+
+def _heading(name: str, columns: Columns) -> str:
+    """Return a column's name for people; a number that is shown with its unit needs none there."""
+    if name in columns.units:
+        name = re.sub(r"^bytes_|_(?:bytes|s|share)$", "", name)
+    return name.upper().replace("_", " ")
 
 
 def _fold(rows: Iterable[tuple[str, ...]], at: int) -> list[tuple[str, ...]]:
@@ -186,18 +214,20 @@ def _fold(rows: Iterable[tuple[str, ...]], at: int) -> list[tuple[str, ...]]:
     ]
 
 
-def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
-    widths = [max(_width(row[index]) for row in rows) for index in range(len(rows[0]))]
+def _aligned(rows: Sequence[tuple[str, ...]], right: Container[int] = ()) -> str:
+    """Return the rows in columns; those at ``right`` end at the same place, the others begin there."""
+    widths = [max(width_of(row[index]) for row in rows) for index in range(len(rows[0]))]
     lines = []
     for row in rows:
-        padded = (
-            cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)
-        )
+        padded = []
+        for index, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            room = " " * (width - width_of(cell))
+            padded.append(room + cell if index in right else cell + room)
         lines.append("  ".join(padded).rstrip())
     return "\n".join(lines) + "\n"
 
 
-def _width(text: str) -> int:
+def width_of(text: str) -> int:
     """Return how many columns a terminal needs for it."""
     if text.isascii():
         return len(text)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from imgcache.plan import OutcomeWord
 from imgcache.ui.formats import Columns, Listing
+from imgcache.ui.units import duration_text, size_text
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -41,6 +42,7 @@ OUTCOME_COLUMNS = Columns(
         "reason",
     ),
     folded="host",
+    units={"bytes_fetched": size_text, "duration_s": duration_text},
 )
 
 #: What needs the operator comes last, next to the prompt.

@@ -35,3 +35,19 @@ def duration_text(duration_s: float) -> str:
     if hours:
         return f"{hours}h {minutes}m"
     return f"{minutes}m {seconds}s" if minutes else f"{seconds}s"
+
+
+def age_text(age_s: float) -> str:
+    """Return an age in one unit, so that alike ages read alike: ``35m``, ``30h``, ``12d``.
+
+    Of a time in the future: ``-35m``.
+    """
+    sign, minutes = ("-" if age_s < 0 else ""), abs(age_s) / 60
+    if minutes < 90:
+        return f"{sign}{minutes:.0f}m"
+    return f"{sign}{minutes / 60:.0f}h" if minutes < 48 * 60 else f"{sign}{minutes / 1440:.0f}d"
+
+
+def share_text(share: float) -> str:
+    """Return a share of 1 in percent: ``7%``; a little that is not nothing is ``<1%``."""
+    return "<1%" if 0 < share < 0.005 else f"{share:.0%}"

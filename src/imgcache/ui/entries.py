@@ -1,0 +1,175 @@
+"""The report of ``imgcache list`` as a listing; see ``docs/schemas/list.json``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from imgcache.guards import is_pinned
+from imgcache.model import PIN_FOREVER
+from imgcache.ui.formats import Columns, Listing
+from imgcache.ui.report import time_text
+from imgcache.ui.units import age_text, size_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+
+    from imgcache.model import CacheEntry
+    from imgcache.plan import HostFailure, ListedEntry, ListReport, MissingImage
+    from imgcache.ui.formats import Cell, Row
+
+ENTRY_COLUMNS = Columns(
+    known=(
+        "host",
+        "aggregate",
+        "cell",
+        "entry",
+        "kind",
+        "image_id",
+        "image_name",
+        "known_by",
+        "gone",
+        "managed",
+        "format",
+        "size_bytes",
+        "allocated_bytes",
+        "age_s",
+        "users",
+        "used_by",
+        "live",
+        "pinned_until",
+        "cached_at",
+        "verified_at",
+        "source",
+    ),
+    shown=(
+        "host",
+        "image_name",
+        "kind",
+        "format",
+        "allocated_bytes",
+        "age_s",
+        "users",
+        "pinned_until",
+        "managed",
+        "gone",
+    ),
+    detailed=(
+        "host",
+        "image_name",
+        "entry",
+        "kind",
+        "format",
+        "size_bytes",
+        "allocated_bytes",
+        "age_s",
+        "users",
+        "used_by",
+        "pinned_until",
+        "verified_at",
+        "managed",
+        "gone",
+    ),
+    folded="host",
+    units={"size_bytes": size_text, "allocated_bytes": size_text, "age_s": age_text},
+    stand_ins={"image_name": ("image_id", "entry")},
+)
+MISSING_COLUMNS = Columns(
+    known=("host", "aggregate", "cell", "image_id", "image_name"),
+    shown=("host", "image_id", "image_name"),
+    detailed=("host", "aggregate", "cell", "image_id", "image_name"),
+    folded="host",
+)
+FAILURE_COLUMNS = Columns(
+    known=("host", "aggregate", "cell", "outcome", "code", "reason"),
+    shown=("host", "outcome", "code", "reason"),
+    detailed=("host", "outcome", "code", "reason"),
+    folded="host",
+)
+
+
+def entry_listing(report: ListReport, *, missing_only: bool = False) -> Listing:
+    """Return the report for ``ui.formats.render``; with ``missing_only`` its rows are what hosts lack."""
+    entries = [_entry_row(listed) for listed in report.entries]
+    missing = [_missing_row(one) for one in report.missing]
+    failures = failure_listing(report.failures)
+    document = {
+        "run_id": report.run_id,
+        "command": report.command,
+        "started_at": time_text(report.started_at),
+        "finished_at": time_text(report.finished_at),
+        "hosts": list(report.hosts),
+        "entries": entries,
+        "missing": missing,
+        "failures": failures.rows,
+        "notices": list(report.notices),
+    }
+    if missing_only:
+        return Listing(document, "missing", missing, MISSING_COLUMNS, (failures,))
+    return Listing(document, "entries", entries, ENTRY_COLUMNS, (failures,))
+
+
+def failure_listing(failures: Iterable[HostFailure]) -> Listing:
+    """Return the hosts that there is nothing to say about, to be shown below a table."""
+    rows: list[Row] = [
+        {
+            "host": failure.host,
+            "aggregate": failure.aggregate,
+            "cell": failure.cell,
+            "outcome": failure.outcome.value,
+            "code": failure.code.value,
+            "reason": failure.reason,
+        }
+        for failure in failures
+    ]
+    return Listing({}, "failures", rows, FAILURE_COLUMNS)
+
+
+def _entry_row(listed: ListedEntry) -> dict[str, Cell]:
+    entry, manifest = listed.entry, listed.entry.manifest
+    return {
+        "host": listed.host,
+        "aggregate": listed.aggregate,
+        "cell": listed.cell,
+        "entry": entry.name,
+        "kind": entry.kind.value,
+        "image_id": listed.image_id,
+        "image_name": listed.image_name,
+        "known_by": listed.known_by,
+        "gone": listed.gone,
+        "managed": manifest is not None,
+        "format": entry.format,
+        "size_bytes": entry.size_bytes,
+        "allocated_bytes": entry.allocated_bytes,
+        "age_s": round(entry.age_s, 3),
+        "users": entry.users,
+        "used_by": ", ".join(entry.used_by) or None,
+        "live": entry.live,
+        "pinned_until": _pin_text(entry),
+        "cached_at": _moment_text(manifest.cached_at) if manifest else None,
+        "verified_at": _moment_text(manifest.verified_at) if manifest else None,
+        "source": manifest.source if manifest else None,
+    }
+
+
+def _missing_row(one: MissingImage) -> dict[str, Cell]:
+    return {
+        "host": one.host,
+        "aggregate": one.aggregate,
+        "cell": one.cell,
+        "image_id": one.image_id,
+        "image_name": one.image_name,
+    }
+
+
+def _pin_text(entry: CacheEntry) -> str | None:
+    """Return until when an entry is pinned; None: it is not, or not any more."""
+    until = entry.manifest.pinned_until if entry.manifest and is_pinned(entry) else None
+    if until is None:
+        return None
+    return "forever" if until == PIN_FOREVER else _moment_text(until)
+
+
+def _moment_text(moment: datetime | None) -> str | None:
+    """Return a moment of a host's clock, which has seconds only."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ") if moment else None
