@@ -1,0 +1,136 @@
+"""Status: the room that the caches of hosts take, and what of it could be had back."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from imgcache.errors import UsageError
+from imgcache.guards import is_pinned
+from imgcache.operations.fleet import FleetRequest, open_fleet
+from imgcache.operations.inspect import inspect_hosts
+from imgcache.operations.selection import select_hosts
+from imgcache.plan import HostStatus, StatusReport, StatusTotal
+from imgcache.policy import PrunePolicy, cache_bytes, check_policy, plan_prune
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from imgcache.events import EventSink
+    from imgcache.model import Host, HostCache, Inventory
+
+_MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusRequest(FleetRequest):
+    """What the operator asked for."""
+
+    policy: PrunePolicy = field(default_factory=PrunePolicy)
+    """By which reclaimable is reckoned; the default is what prune does without options."""
+    max_used: float | None = None
+    """Exit code 5 when some cache's file system is fuller than this share, above 0 and at most 1."""
+
+
+def run_status(request: StatusRequest, inventory: Inventory, sink: EventSink) -> StatusReport:
+    """Look into the caches; blocks until all hosts have ended or a signal ended the run.
+
+    Raises:
+        UsageError: the selection or the threshold makes no sense.
+        UnsafePlanError: the policy makes no sense.
+    """
+    hosts = select_hosts(inventory, request.selection)
+    check_policy(request.policy)
+    if request.max_used is not None and not 0 < request.max_used <= 1:
+        message = f"--max-used: a share of {request.max_used * 100:g} % makes no sense"
+        raise UsageError(message, hint="give a share above 0 % and at most 100 %")
+    return asyncio.run(_execute(hosts, request, sink))
+
+
+async def _execute(
+    hosts: tuple[Host, ...], request: StatusRequest, sink: EventSink
+) -> StatusReport:
+    def reckon(host: Host, cache: HostCache) -> HostStatus:
+        return status_of(host, cache, request.policy)
+
+    async with open_fleet("status", request, hosts, sink) as fleet:
+        found = await inspect_hosts(fleet, hosts, formats=False, use=True, reduce=reckon)
+        statuses = tuple(found.values())
+        return StatusReport(
+            run_id=fleet.run_id,
+            command="status",
+            started_at=fleet.started_at,
+            finished_at=datetime.now(UTC),
+            hosts=statuses,
+            totals=totals_of(statuses),
+            failures=tuple(fleet.failures.values()),
+            max_used=request.max_used,
+            interrupted=fleet.interrupted,
+        )
+
+
+def status_of(host: Host, cache: HostCache, policy: PrunePolicy) -> HostStatus:
+    """Return the room one host's cache takes. Of a shared storage: as this host alone sees its use."""
+    plan = plan_prune(cache, policy)
+    taken = cache_bytes(cache)
+    return HostStatus(
+        host=host.name,
+        aggregate=host.aggregate,
+        cell=host.cell,
+        cache_path=cache.cache_path,
+        filesystem=cache.filesystem,
+        own_filesystem=cache.own_filesystem,
+        storage_id=cache.storage_id,
+        entries=len(cache.entries),
+        cache_bytes=taken,
+        nova_usage_bytes=cache.nova_usage_bytes,
+        in_use_bytes=sum(entry.allocated_bytes for entry in cache.entries if entry.users),
+        pinned_bytes=sum(entry.allocated_bytes for entry in cache.entries if is_pinned(entry)),
+        reclaimable_bytes=plan.bytes_to_free,
+        reclaimable_entries=len(plan.removals),
+        filesystem_size_bytes=cache.filesystem_size_bytes,
+        filesystem_free_bytes=cache.filesystem_free_bytes,
+        reserved_host_disk_mb=cache.policy.reserved_host_disk_mb,
+        reserves_cache=cache.policy.reserves_cache,
+        cache_reserve_mb=_reserve_mb(cache, taken),
+        evidence_problems=cache.evidence_problems,
+    )
+
+
+def _reserve_mb(cache: HostCache, taken: int) -> int:
+    """Return what ``reserved_host_disk_mb`` must hold for the cache, MiB.
+
+    Nothing where Nova adds the cache by itself, or where it takes no room from instances.
+    Source: nova ``virt/libvirt/driver.py``, ``update_provider_tree``: reserved DISK_GB.
+    """
+    if cache.own_filesystem or cache.policy.reserves_cache:
+        return 0
+    return math.ceil(taken / _MIB)
+
+
+def totals_of(statuses: Iterable[HostStatus]) -> tuple[StatusTotal, ...]:
+    """Return sums per aggregate, then per cell; a shared storage counts once in each."""
+    groups: dict[tuple[str, str], list[HostStatus]] = {}
+    all_statuses = tuple(statuses)
+    for status in all_statuses:
+        groups.setdefault(("aggregate", status.aggregate), []).append(status)
+    for status in all_statuses:
+        if status.cell is not None:
+            groups.setdefault(("cell", status.cell), []).append(status)
+    return tuple(_total(group, name, members) for (group, name), members in groups.items())
+
+
+def _total(group: str, name: str, members: list[HostStatus]) -> StatusTotal:
+    caches = {status.storage_id or f"host {status.host}": status for status in members}.values()
+    return StatusTotal(
+        group=group,
+        name=name,
+        hosts=len(members),
+        cache_bytes=sum(status.cache_bytes for status in caches),
+        reclaimable_bytes=sum(status.reclaimable_bytes for status in caches),
+        filesystem_size_bytes=sum(status.filesystem_size_bytes for status in caches),
+        filesystem_free_bytes=sum(status.filesystem_free_bytes for status in caches),
+    )
