@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import unicodedata
 
-#: Bidirectional controls, and separators that start a new line in some viewers.
-_FORBIDDEN = frozenset(
-    "\u061c\u200e\u200f\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"
-)
+#: Separators that start a new line in some viewers.
+_FORBIDDEN = frozenset("\u2028\u2029")
 #: More combining marks than this on one character draw over the lines around it.
 _MAX_COMBINING = 4
 
@@ -15,8 +13,9 @@ _MAX_COMBINING = 4
 def printable(value: str | bytes, limit: int = 300) -> str:
     """Return ``value`` as one line of at most about ``limit`` characters that is safe to show anywhere.
 
-    Bytes that are not UTF-8, control characters (C0, C1, DEL), bidirectional controls, line and
-    paragraph separators, lone surrogates and piled-up combining marks come out as backslash escapes.
+    Bytes that are not UTF-8, control characters (C0, C1, DEL), invisible format characters (bidirectional
+    controls, zero-width ones), line and paragraph separators, lone surrogates and piled-up combining
+    marks come out as backslash escapes.
     """
     text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
     if len(text) <= limit and text.isascii() and text.isprintable():
@@ -28,7 +27,9 @@ def printable(value: str | bytes, limit: int = 300) -> str:
         category = unicodedata.category(char)
         combining = combining + 1 if category in {"Mn", "Me"} else 0
         unsafe = (
-            category in {"Cc", "Cs", "Co", "Cn"} or char in _FORBIDDEN or combining > _MAX_COMBINING
+            category in {"Cc", "Cf", "Cs", "Co", "Cn"}
+            or char in _FORBIDDEN
+            or combining > _MAX_COMBINING
         )
         parts.append(_escape(char) if unsafe else char)
     return "".join(parts) + ("…" if shortened else "")

@@ -42,7 +42,7 @@ def translated(
         HostError: code ``connect``, ``login``, ``hostkey-unknown`` or ``hostkey-changed``.
         EarlyDropError: the server hung up before its version; nothing else is known.
     """
-    where = f"{settings.hostname} port {settings.port}"
+    where = _where(name, settings)
     try:
         yield
     except HostError:
@@ -50,7 +50,7 @@ def translated(
     except asyncssh.HostKeyNotVerifiable as exc:
         raise host_key_error(name, settings, client, trusted, str(exc)) from None
     except asyncssh.PermissionDenied:
-        raise _login_refused(settings) from None
+        raise _login_refused(where, settings) from None
     except asyncssh.KeyExchangeFailed as exc:
         message = f"no common algorithm with the SSH server at {where}: {printable(str(exc), 200)}"
         raise HostError(ErrorCode.CONNECT, message, hint="update the SSH server there") from None
@@ -108,9 +108,14 @@ def host_key_error(
     return HostError(ErrorCode.HOSTKEY_UNKNOWN, message, hint=hint)
 
 
-def _login_refused(settings: SshSettings) -> HostError:
+def _where(name: str, settings: SshSettings) -> str:
+    """Return what to call the server: without the host's own name, so that equal troubles fold."""
+    port = f"port {settings.port}"
+    return port if settings.hostname == name else f"{settings.hostname} {port}"
+
+
+def _login_refused(where: str, settings: SshSettings) -> HostError:
     keys = ", ".join(str(path) for path in settings.key_files) or "the agent's and the default ones"
-    where = f"{settings.hostname} port {settings.port}"
     message = f"login as {settings.user} on {where} refused; keys tried: {keys}"
     hint = "check user: and ssh_key:, and that the public key is in authorized_keys there"
     return HostError(ErrorCode.LOGIN, message, hint=hint)
