@@ -2,6 +2,7 @@
 
    FAULT=name:n:errno       fail with this error number, once
    FAULT=name:n:KILL        die by SIGKILL instead of the call; name:n:KILLAFTER: right after it
+   FAULT=name:n:VANISH      FAULT_PATH is removed just before the call
    FAULT_APPEARS=path       this file appears when the call fails
    FAULT_LOG=path           append one line per call
 
@@ -51,6 +52,10 @@ static int strikes(const char *name, const char *what) {
         return 0;
     if (!strcmp(fault_kind, "KILLAFTER"))
         return 1;
+    if (!strcmp(fault_kind, "VANISH")) {
+        unlink(getenv("FAULT_PATH"));
+        return 0;
+    }
     if (!strcmp(fault_kind, "KILL"))
         kill(getpid(), SIGKILL);
     if (getenv("FAULT_APPEARS"))
@@ -101,6 +106,10 @@ int unlinkat(int at, const char *name, int flags) {
 }
 
 int mkdirat(int at, const char *name, mode_t mode) { PASS(int, "mkdirat", name, syscall(SYS_mkdirat, at, name, mode)); }
+
+int utimensat(int at, const char *name, const struct timespec times[2], int flags) {
+    PASS(int, "utimensat", name ? name : "", syscall(SYS_utimensat, at, name, times, flags));
+}
 
 static int locking(int fd, int command, void *argument) {
     static int (*original)(int, int, ...);

@@ -180,6 +180,30 @@ def test_a_final_that_appears_at_the_last_moment_is_kept(
         assert (instances / "_base" / BASE).read_bytes() == b""
 
 
+def touched(instances: Path, shim: Path, **faults: str) -> Frame:
+    (instances / "_base").mkdir()
+    (instances / "_base" / BASE).write_bytes(DATA)
+    with Controller(env={"LD_PRELOAD": str(shim), **faults}) as helper:
+        helper.open(instances)
+        return helper.result(helper.order("touch", base=BASE, sizes=[], dry=False))
+
+
+@pytest.mark.row("R21")
+def test_a_lock_on_a_file_that_nova_has_just_deleted_is_none(shim: Path, instances: Path) -> None:
+    lock = instances / "locks" / f"nova-{BASE}"
+    answer = touched(instances, shim, FAULT="lock:1:VANISH", FAULT_PATH=str(lock))
+    assert answer["touched"] is True
+    assert lock.exists()  # it was made again, and locked
+
+
+@pytest.mark.row("H17")
+def test_a_final_that_vanishes_just_before_it_is_renewed(shim: Path, instances: Path) -> None:
+    path = str(instances / "_base" / BASE)
+    assert (
+        touched(instances, shim, FAULT="utimensat:1:VANISH", FAULT_PATH=path)["state"] == "absent"
+    )
+
+
 @pytest.mark.row("H21")
 @pytest.mark.row("R9")
 def test_order_of_the_commit(shim: Path, instances: Path, tmp_path: Path) -> None:

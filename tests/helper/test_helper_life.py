@@ -190,7 +190,10 @@ def test_stray_prints_do_not_reach_the_frames(instances: Path) -> None:
 @pytest.mark.row("H20")
 @pytest.mark.parametrize("how", ["push", "service", "retry", "convert"])
 def test_end_of_file_cleans_up(how: str, instances: Path, tmp_path: Path) -> None:
-    with http.HttpServer() as server, Controller(env=slow_qemu(tmp_path)) as helper:
+    with (
+        http.HttpServer() as server,
+        Controller(env=slow_qemu(tmp_path, grandchild=True)) as helper,
+    ):
         helper.open(instances)
         if how == "convert":
             fetch = helper.fetch(image_of(QCOW2, "qcow2"), PUSH)
@@ -476,7 +479,14 @@ def test_a_qcow2_inside_a_qcow2_is_refused(instances: Path, tmp_path: Path) -> N
 @pytest.mark.row("T1")
 @pytest.mark.skipif(not Path("/proc").exists(), reason="needs /proc")
 def test_process_hygiene(instances: Path) -> None:
-    with http.HttpServer() as server, Controller() as helper:
+    # Only a process of an ordinary user shows whether it is dumpable.
+    python, user = shutil.which("python3", path="/usr/bin"), 64101
+    if os.geteuid() or not python:
+        python, user = sys.executable, os.geteuid()
+    os.chown(instances, user, -1)
+    for folder in (instances, *instances.parents[:3]):
+        folder.chmod(folder.stat().st_mode | 0o711)
+    with http.HttpServer() as server, Controller(python, user=user if user else None) as helper:
         helper.open(instances)
         url = server.route("/i", DATA, http.stall_after(1000))
         fetch = helper.fetch(IMAGE, from_service(url, token="canary-t0ken"), stall_s=60)
@@ -501,13 +511,11 @@ def test_process_hygiene(instances: Path) -> None:
 # ---- qemu-img
 
 
-def slow_qemu(folder: Path) -> dict[str, str]:
-    """Return an environment whose qemu-img never ends a conversion, and tells its pid."""
-    script = (
-        f"[ $1 = info ] && echo '{INFO}' && exit\n"
-        f"echo $$ >{folder}/new && mv {folder}/new {folder}/qemu-pid\nexec sleep 300"
-    )
-    return fake_qemu(folder, script)
+def slow_qemu(folder: Path, *, grandchild: bool = False) -> dict[str, str]:
+    """Return an environment whose qemu-img never ends a conversion, and tells its pid, or its child's."""
+    tell = f">{folder}/new && mv {folder}/new {folder}/qemu-pid"
+    wait = f"sleep 300 & echo $! {tell}; wait" if grandchild else f"echo $$ {tell}; exec sleep 300"
+    return fake_qemu(folder, f"[ $1 = info ] && echo '{INFO}' && exit\n{wait}")
 
 
 def is_gone(pid: int) -> bool:
