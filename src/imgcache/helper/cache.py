@@ -22,6 +22,7 @@ NO_CACHE = {
     "rbd": "its instances are cloned inside Ceph; a file in the cache would make each boot a full import",
     "ploop": "its images are not kept as base files that we know how to write",
 }
+_MANIFEST = os.O_NOFOLLOW | os.O_NONBLOCK
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _LOCK_WAIT_S = 10
 #: What file systems without POSIX locks answer.
@@ -209,20 +210,36 @@ class Cache:
     def read_manifest(self, base):
         """Return the manifest of a base file as a dict, or None when there is none, or a damaged one."""
         try:
-            fd = os.open(
-                base + ".json", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self.own_fd
-            )
-            with open(fd, "rb") as file:
-                manifest = decode(file.read(65536).decode("utf-8"))
-            if (
-                manifest["version"] == 1
-                and manifest["base"] == base
-                and manifest["stored"]["size"] >= 0
-            ):
-                return manifest
-        except (OSError, ValueError, TypeError, KeyError):
-            pass
-        return None
+            fd = os.open(base + ".json", _MANIFEST | os.O_RDONLY, dir_fd=self.own_fd)
+        except OSError:
+            return None
+        try:
+            return _manifest_in(fd, base)
+        finally:
+            os.close(fd)
+
+    def change_manifest(self, base, change):
+        """Have ``change`` alter a manifest while no other helper does; return it, or None without one."""
+        name, mode = base + ".json", os.O_RDWR
+        if not os.access(name, os.W_OK, dir_fd=self.own_fd, effective_ids=True):
+            mode = os.O_RDONLY  # another user's: it can be replaced, but not locked
+        deadline = time.monotonic() + _LOCK_WAIT_S
+        while time.monotonic() < deadline:
+            try:
+                fd = os.open(name, _MANIFEST | mode, dir_fd=self.own_fd)
+            except OSError:
+                return None
+            try:
+                if _try_lock(fd) and _is_at(fd, name, self.own_fd):
+                    manifest = _manifest_in(fd, base)
+                    if manifest is not None:
+                        change(manifest)
+                        self.write_manifest(manifest)
+                    return manifest
+            finally:
+                os.close(fd)
+            time.sleep(0.02)
+        raise Failure("busy", "another run of imgcache holds %s/.imgcache/%s" % (self.path, name))
 
     def write_manifest(self, manifest):
         """Replace a manifest: at every instant, also after a power cut, the old or the new one is there."""
@@ -268,12 +285,10 @@ class Cache:
         manifest = self.read_manifest(base) if self.own_fd is not None else None
         managed = manifest is not None and manifest["stored"]["size"] == status.st_size
         if managed and reason is None:
-            manifest["touched_at"] = utc_now()
-            manifest["stored"]["mtime_ns"] = self.renewed_ns
             try:
-                self.write_manifest(manifest)
-            except OSError as error:
-                reason = "renewed, but not its manifest: %s" % error.strerror
+                self.change_manifest(base, self._note_touch)
+            except (OSError, Failure) as error:
+                reason = "renewed, but not its manifest: %s" % error
         touched = not dry and (reason is None or reason.startswith("renewed"))
         return {
             "state": "existing",
@@ -295,6 +310,10 @@ class Cache:
                 if os.path.samestat(there, status):
                     os.unlink(name, dir_fd=self.own_fd)
 
+    def _note_touch(self, manifest):
+        manifest["touched_at"] = utc_now()
+        manifest["stored"]["mtime_ns"] = self.renewed_ns
+
     def _renew(self, base, status):
         """Set a final's times to now; return None, or why that was not possible."""
         effective = os.geteuid()
@@ -312,6 +331,30 @@ class Cache:
             if os.getuid() == 0:
                 os.seteuid(effective)
         return None
+
+
+def _manifest_in(fd, base):
+    """Return what an open manifest holds, or None when it is damaged. Closes nothing: a lock would go."""
+    try:
+        manifest = decode(os.pread(fd, 65536, 0).decode("utf-8"))
+        if (
+            manifest["version"] == 1
+            and manifest["base"] == base
+            and manifest["stored"]["size"] >= 0
+        ):
+            return manifest
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        pass
+    return None
+
+
+def _try_lock(fd):
+    """Whether we hold a file now; also where there are no locks."""
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN)
+    return True
 
 
 def _is_at(fd, name, dir_fd):

@@ -349,7 +349,9 @@ class Fetch:
             "cached_at": now,
             "touched_at": now,
             "verified_at": now,
-            "pin": None,
+            "pin": (self.cache.read_manifest(self.base) or {}).get(
+                "pin"
+            ),  # Nova may have purged it
         }
         try:
             if self.converts():
