@@ -15,7 +15,7 @@ from imgcache.plan import EntryOutcome, EntryWord
 from imgcache.policy import HostPlan, plan_delete
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from imgcache.events import EventSink
     from imgcache.images.base import ImageService
@@ -69,7 +69,8 @@ def run_delete(
 
 
 async def _execute(plan: DeletePlan, request: DeleteRequest, sink: EventSink) -> EntryReport:
-    async def decide(cache: HostCache) -> HostPlan:
+    async def decide(cache: HostCache, hosts: Collection[str]) -> HostPlan:
+        del hosts
         return plan_delete(cache, plan.images.keys())
 
     async with open_fleet("delete", request, plan.hosts, sink) as fleet:

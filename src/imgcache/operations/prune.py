@@ -21,6 +21,8 @@ from imgcache.operations.selection import select_hosts
 from imgcache.policy import HostPlan, PrunePolicy, check_policy, plan_prune
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from imgcache.events import EventSink
     from imgcache.images.base import ImageService
     from imgcache.model import Host, HostCache, Inventory
@@ -85,7 +87,8 @@ async def _execute(
 ) -> EntryReport:
     lookup = Lookup(service, plan.catalogue) if service and plan.catalogue is not None else None
 
-    async def decide(cache: HostCache) -> HostPlan:
+    async def decide(cache: HostCache, hosts: Collection[str]) -> HostPlan:
+        del hosts
         gone = await gone_bases(cache, lookup) if lookup else frozenset()
         return plan_prune(cache, request.policy, gone_bases=gone, kept_bases=plan.kept_bases)
 

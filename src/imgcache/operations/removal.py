@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from imgcache.drivers.base import RemovalItem, RemovalRow, RemovalState
 from imgcache.errors import ErrorCode, UnsafePlanError
@@ -19,7 +19,7 @@ from imgcache.policy import hold_all, too_many_removals
 from imgcache.shared_storage import HostView, group_by_storage, not_examined, unite
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
     from imgcache.drivers.base import Driver
     from imgcache.model import CacheEntry, Host, HostCache
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from imgcache.operations.fleet import Fleet
     from imgcache.operations.host_run import HostRun
     from imgcache.policy import Amount, Decision, HostPlan
+
+#: Returns what is to become of a host's cache, or of one that the hosts of these names share.
+Planner: TypeAlias = "Callable[[HostCache, Collection[str]], Awaitable[HostPlan]]"
 
 
 class PlanRefusedError(UnsafePlanError):
@@ -55,18 +58,17 @@ class PlannedHost:
 async def plan_hosts(
     fleet: Fleet,
     hosts: Sequence[Host],
-    planner: Callable[[HostCache], Awaitable[HostPlan]],
-    *,
-    formats: bool = False,
+    planner: Planner,
 ) -> list[PlannedHost]:
     """Look at all hosts and plan each cache once, in the order of the hosts."""
 
     async def look(context: HostRun, driver: Driver) -> PlannedHost | HostCache:
-        cache = await driver.inspect(context, formats=formats, use=True)
+        cache = await driver.inspect(context, formats=False, use=True)
         if cache.storage_id or cache.shares_with:
             return cache
+        name, images = context.host.name, noted_images(cache.entries)
         # Planned at once, so that a cache of its own need not stay in memory.
-        return PlannedHost(context.host, await planner(cache), noted_images(cache.entries))
+        return PlannedHost(context.host, await planner(cache, (name,)), images)
 
     found = await fleet.each(hosts, look)
     by_name = {host.name: host for host in hosts}
@@ -80,11 +82,11 @@ async def plan_hosts(
 async def _plan_group(
     group: Sequence[HostView],
     hosts: Mapping[str, Host],
-    planner: Callable[[HostCache], Awaitable[HostPlan]],
+    planner: Planner,
 ) -> PlannedHost:
     """Plan a cache that several hosts use; all of them must have been looked at."""
     cache = unite(group)
-    plan = await planner(cache)
+    plan = await planner(cache, [view.host for view in group])
     if missing := not_examined(group):
         few = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if missing[5:] else "")
         reason = f"{few} use the same storage and were not examined in this run"
@@ -269,11 +271,12 @@ def report_of(fleet: Fleet, found: Mapping[str, Iterable[EntryOutcome]]) -> Entr
     """Return the report of a run: host name -> outcomes, and what went wrong with hosts as a whole."""
     outcomes: list[EntryOutcome] = []
     for host in fleet.hosts:
-        if host.name in found:
-            outcomes += found[host.name]
-        elif failure := fleet.failures.get(host.name):
+        rows = list(found.get(host.name, ()))
+        failure = fleet.failures.get(host.name)
+        if failure and all(row.reason != failure.reason for row in rows):
             word = EntryWord(failure.outcome.value)
-            outcomes.append(host_outcome(host, word, failure.code, failure.reason))
+            rows.insert(0, host_outcome(host, word, failure.code, failure.reason))
+        outcomes += rows
     return EntryReport(
         run_id=fleet.run_id,
         command=fleet.command,

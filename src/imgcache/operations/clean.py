@@ -1,0 +1,121 @@
+"""Clean: removes what broken transfers left behind and, when asked to, entries that are damaged."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from imgcache.drivers.base import RemovalState
+from imgcache.errors import ErrorCode, UnsafePlanError
+from imgcache.guards import HARD_FLOOR_S
+from imgcache.model import EntryKind
+from imgcache.operations.fleet import FleetRequest, open_fleet
+from imgcache.operations.invalid import find_faults, plan_faults
+from imgcache.operations.removal import carry_out, refuse_too_many, report_of
+from imgcache.operations.selection import select_hosts
+from imgcache.plan import EntryOutcome, EntryWord
+
+if TYPE_CHECKING:
+    from imgcache.drivers.base import Driver, RemovalRow
+    from imgcache.events import EventSink
+    from imgcache.model import Host, Inventory
+    from imgcache.operations.host_run import HostRun
+    from imgcache.plan import EntryReport
+    from imgcache.policy import Amount
+
+_MAX_STALL_AGE_S = 100 * 365.25 * 86400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CleanRequest(FleetRequest):
+    """What the operator asked for."""
+
+    stall_age_s: float = 86400.0
+    """How long a transfer's file must have been left alone; at least an hour holds anyway."""
+    invalid: bool = False
+    """Also originals whose size, format or digest is not what was noted, under the guards of prune."""
+    max_delete: Amount | None = None
+    """For ``invalid``: the most entries that may be removed on one host."""
+    bytes_per_s: int | None = None
+    """For ``invalid``: the most that a host reads per second to find out."""
+
+
+def plan_clean(request: CleanRequest, inventory: Inventory) -> tuple[Host, ...]:
+    """Return the hosts to clean; contacts none.
+
+    Raises:
+        UsageError: the selection makes no sense.
+        UnsafePlanError: the stall age makes no sense.
+    """
+    hosts = select_hosts(inventory, request.selection)
+    if not 0 < request.stall_age_s <= _MAX_STALL_AGE_S:
+        message = f"--stall-age: an age of {request.stall_age_s:g} s would take transfers at work"
+        raise UnsafePlanError(message, hint="give an age such as 24h; the least is 1h")
+    return hosts
+
+
+def run_clean(request: CleanRequest, inventory: Inventory, sink: EventSink) -> EntryReport:
+    """Clean; blocks until all hosts have ended or a signal ended the run.
+
+    Raises:
+        ImgcacheError: nothing was done; see ``plan_clean``.
+        PlanRefusedError: more would be removed than ``max_delete`` allows; nothing was done.
+    """
+    return asyncio.run(_execute(plan_clean(request, inventory), request, sink))
+
+
+async def _execute(hosts: tuple[Host, ...], request: CleanRequest, sink: EventSink) -> EntryReport:
+    stall_age_s = max(request.stall_age_s, HARD_FLOOR_S)
+    seen: dict[str, dict[str, RemovalRow]] = {host.name: {} for host in hosts}
+
+    async def clean(context: HostRun, driver: Driver) -> None:
+        rows = seen[context.host.name]
+        await driver.clean(context, stall_age_s, lambda row: _note(rows, row))
+
+    async with open_fleet("clean", request, hosts, sink) as fleet:
+        planned = []
+        if request.invalid:
+            # First of all, so that a refusal comes before anything is removed.
+            faults = await find_faults(fleet, hosts, bytes_per_s=request.bytes_per_s)
+            planned = await plan_faults(fleet, hosts, faults)
+            refuse_too_many(fleet, planned, request.max_delete)
+        reachable = [host for host in hosts if host.name not in fleet.failures]
+        await fleet.each(reachable, clean)
+        found = {
+            host.name: [_cleaned(host, row) for row in seen[host.name].values()]
+            for host in reachable
+        }
+        for name, rows in (await carry_out(fleet, planned)).items():
+            found.setdefault(name, []).extend(rows)
+        return report_of(fleet, found)
+
+
+def _note(rows: dict[str, RemovalRow], row: RemovalRow) -> None:
+    """Keep a removal that was told before the connection broke and the order was repeated."""
+    before = rows.get(row.name)
+    if before is None or before.state is not RemovalState.REMOVED:
+        rows[row.name] = row
+
+
+def _cleaned(host: Host, row: RemovalRow) -> EntryOutcome:
+    word = {
+        RemovalState.REMOVED: EntryWord.REMOVED,
+        RemovalState.GONE: EntryWord.ABSENT,
+        RemovalState.KEPT: EntryWord.KEPT,
+    }[row.state]
+    would_go = row.state is RemovalState.KEPT and row.code is ErrorCode.DRY_RUN
+    return EntryOutcome(
+        host=host.name,
+        aggregate=host.aggregate,
+        cell=host.cell,
+        entry=row.name,
+        kind=EntryKind.STAGING,
+        image_id=None,
+        image_name=None,
+        outcome=EntryWord.SKIPPED if would_go else word,
+        code=row.code,
+        reason=row.reason,
+        bytes=row.bytes,
+        bytes_freed=row.bytes if would_go or row.state is RemovalState.REMOVED else 0,
+    )

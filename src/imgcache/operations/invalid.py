@@ -1,0 +1,153 @@
+"""Entries that are not what they should be: found by what was noted about them, removed under all guards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from imgcache.drivers.base import VerdictState
+from imgcache.events import ItemProgress
+from imgcache.guards import Rules, held_by
+from imgcache.model import EntryKind
+from imgcache.operations.removal import plan_hosts
+from imgcache.policy import HostPlan, plan_invalid
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    from imgcache.drivers.base import Driver, Verdict
+    from imgcache.model import CacheEntry, Host, HostCache
+    from imgcache.operations.fleet import Fleet
+    from imgcache.operations.host_run import HostRun
+    from imgcache.operations.removal import PlannedHost
+
+#: Formats that a header tells for sure. The content of kernels and ramdisks may be anything.
+_TOLD_BY_HEADER = frozenset({"raw", "qcow2", "vmdk", "vdi", "vhdx"})
+_ANY_CONTENT = frozenset({"ami", "ari", "aki"})
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is wrong with one entry, and which file it was."""
+
+    inode: int
+    mtime_ns: int
+    reason: str
+
+
+@dataclass(slots=True)
+class Faults:
+    """What is wrong, by host; and which hosts see their cache together with others."""
+
+    by_host: dict[str, dict[str, Fault]] = field(default_factory=dict)
+    """Host name -> entry name -> fault."""
+    sharing: set[str] = field(default_factory=set)
+    _claimed: dict[str, str] = field(default_factory=dict)
+
+    def is_first(self, host: str, cache: HostCache) -> bool:
+        """Whether this host is to read the files: of those that share a storage, the first only."""
+        if cache.storage_id is None:
+            return True
+        self.sharing.add(host)
+        return self._claimed.setdefault(cache.storage_id, host) == host
+
+    def add(self, host: str, entry: CacheEntry, reason: str) -> None:
+        """Note a fault."""
+        fault = Fault(entry.inode, entry.mtime_ns, reason)
+        self.by_host.setdefault(host, {})[entry.name] = fault
+
+    def hosts(self, selected: Sequence[Host]) -> list[Host]:
+        """Return the hosts to look at before something is removed: sharers always together."""
+        concerned = set(self.by_host)
+        if concerned & self.sharing:
+            concerned |= self.sharing
+        return [host for host in selected if host.name in concerned]
+
+
+async def find_faults(fleet: Fleet, hosts: Sequence[Host], *, bytes_per_s: int | None) -> Faults:
+    """Look for originals whose size, format or digest is not what was noted; reads only what may go.
+
+    Hosts that cannot be looked at are in ``fleet.failures``.
+    """
+    faults = Faults()
+
+    async def look(context: HostRun, driver: Driver) -> None:
+        name = context.host.name
+        cache = await driver.inspect(context, formats=True, use=True)
+        if not faults.is_first(name, cache):
+            return
+        rules = Rules(policy=cache.policy, override_host=True)
+        candidates: dict[str, CacheEntry] = {}
+        for entry in cache.entries:
+            if reason := visible_fault(entry):
+                faults.add(name, entry, reason)
+            elif entry.manifest and held_by(entry, rules) is None:
+                candidates[entry.name] = entry
+
+        def judge(verdict: Verdict) -> None:
+            if verdict.state is VerdictState.DAMAGED:
+                reason = verdict.reason or "its digest is wrong"
+                faults.add(name, candidates[verdict.base_name], reason)
+
+        if candidates:
+            await driver.verify(
+                context,
+                list(candidates),
+                adopt={},
+                bytes_per_s=bytes_per_s,
+                on_verdict=judge,
+                on_progress=progress_to(fleet, name, candidates),
+            )
+
+    await fleet.each(hosts, look)
+    return faults
+
+
+def visible_fault(entry: CacheEntry) -> str | None:
+    """Return what is wrong with an original by its size and header alone, or None."""
+    if entry.kind is not EntryKind.ORIGINAL:
+        return None
+    if entry.size_bytes == 0:
+        return "it is empty"
+    manifest = entry.manifest
+    if manifest is None:
+        return None
+    if entry.size_bytes != manifest.stored_size_bytes:
+        return f"it has {entry.size_bytes} bytes instead of {manifest.stored_size_bytes}"
+    stored = manifest.stored_format
+    sure = {entry.format, stored} <= _TOLD_BY_HEADER and manifest.disk_format not in _ANY_CONTENT
+    if sure and entry.format != stored:
+        return f"its header says {entry.format} instead of {stored}"
+    return None
+
+
+def progress_to(
+    fleet: Fleet, host: str, entries: Mapping[str, CacheEntry]
+) -> Callable[[str, int, int], None]:
+    """Return what tells the run's displays how far hashing is."""
+
+    def tell(base: str, done: int, total: int) -> None:
+        manifest = entries[base].manifest
+        name = manifest.image_name if manifest else base
+        fleet.sink.emit(ItemProgress(host, base, name, "hash", done, total))
+
+    return tell
+
+
+async def plan_faults(fleet: Fleet, hosts: Sequence[Host], faults: Faults) -> list[PlannedHost]:
+    """Look at the hosts again and plan to remove the faulty entries that are still the same files."""
+
+    async def decide(cache: HostCache, names: Collection[str]) -> HostPlan:
+        found = {
+            name: fault for host in names for name, fault in faults.by_host.get(host, {}).items()
+        }
+        reasons = {
+            entry.name: found[entry.name].reason
+            for entry in cache.entries
+            if entry.name in found
+            and (entry.inode, entry.mtime_ns)
+            == (found[entry.name].inode, found[entry.name].mtime_ns)
+        }
+        return plan_invalid(cache, reasons)
+
+    return await plan_hosts(fleet, faults.hosts(hosts), decide)

@@ -1,0 +1,236 @@
+"""Verify: are the files in the caches still what was put there? Adopts and repairs when asked to."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from imgcache.drivers.base import VerdictState
+from imgcache.errors import ErrorCode, ImageServiceError, UsageError
+from imgcache.model import EntryKind
+from imgcache.operations.catalogue import (
+    Catalogue,
+    Lookup,
+    image_of,
+    noted_images,
+    read_catalogue,
+    resolve_bases,
+)
+from imgcache.operations.delete import absent_rows
+from imgcache.operations.fleet import FleetRequest, open_fleet
+from imgcache.operations.invalid import Faults, progress_to
+from imgcache.operations.removal import entry_outcome, host_outcome, report_of
+from imgcache.operations.repair import repair
+from imgcache.operations.selection import select_hosts
+from imgcache.operations.sources import SourcePolicy, source_kinds
+from imgcache.plan import EntryWord
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from imgcache.drivers.base import Driver, Verdict
+    from imgcache.events import EventSink
+    from imgcache.images.base import ImageService
+    from imgcache.model import CacheEntry, Host, HostCache, Image, Inventory
+    from imgcache.operations.catalogue import KnownImage
+    from imgcache.operations.fleet import Fleet
+    from imgcache.operations.host_run import HostRun
+    from imgcache.plan import EntryOutcome, EntryReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyRequest(FleetRequest):
+    """What the operator asked for."""
+
+    names: tuple[str, ...] = ()
+    """Image ids and names; empty: all originals."""
+    bytes_per_s: int | None = None
+    """The most that a host reads per second; None: as fast as it goes, at low priority."""
+    adopt: bool = False
+    """Note unmanaged entries whose bytes are those of the image in the image service.
+
+    Proven by the digest: so images that are stored as they are, not those that were converted.
+    """
+    repair: bool = False
+    """Fetch damaged entries again that nothing uses."""
+    source: SourcePolicy = "auto"
+    """For ``repair``: as for precache."""
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyPlan:
+    """What the run works with; made without contacting any host."""
+
+    hosts: tuple[Host, ...]
+    wanted: Mapping[str, KnownImage]
+    """Base file name -> image; empty: all originals."""
+    catalogue: Catalogue
+
+
+def plan_verify(
+    request: VerifyRequest, inventory: Inventory, service: ImageService | None
+) -> VerifyPlan:
+    """Return what is verified where; contacts no host.
+
+    Raises:
+        UsageError: the selection makes no sense, or the image service is needed and there is none.
+        ImageServiceError: an image cannot be told, or the service cannot be used.
+    """
+    hosts = select_hosts(inventory, request.selection)
+    if service is None and (request.adopt or request.repair):
+        message = "--adopt and --repair need the image service"
+        raise UsageError(message, hint="see image_service in the inventory")
+    if request.repair and service is not None:
+        source_kinds(request.source, service)
+    catalogue = read_catalogue(service) if request.adopt else Catalogue()
+    if not request.names:
+        return VerifyPlan(hosts, {}, catalogue)
+    wanted = (
+        catalogue.resolve(request.names) if request.adopt else resolve_bases(request.names, service)
+    )
+    return VerifyPlan(hosts, wanted, catalogue)
+
+
+def run_verify(
+    request: VerifyRequest, inventory: Inventory, service: ImageService | None, sink: EventSink
+) -> EntryReport:
+    """Verify, adopt, repair; blocks until all hosts have ended or a signal ended the run.
+
+    In a dry run files are hashed, and nothing is adopted or repaired.
+
+    Raises:
+        ImgcacheError: nothing was done; see ``plan_verify``.
+    """
+    plan = plan_verify(request, inventory, service)
+    return asyncio.run(_execute(plan, request, service, sink))
+
+
+async def _execute(
+    plan: VerifyPlan, request: VerifyRequest, service: ImageService | None, sink: EventSink
+) -> EntryReport:
+    faults = Faults()
+    lookup = Lookup(service, plan.catalogue) if service and request.adopt else None
+    runs: dict[str, _HostVerify] = {}
+    async with open_fleet("verify", request, plan.hosts, sink) as fleet:
+
+        async def verify(context: HostRun, driver: Driver) -> None:
+            run = runs.setdefault(
+                context.host.name, _HostVerify(context.host, fleet, plan, request, lookup)
+            )
+            await run.look(context, driver, faults)
+
+        await fleet.each(plan.hosts, verify)
+        found = {name: run.outcomes() for name, run in runs.items()}
+        if request.repair and service is not None and not fleet.dry_run and faults.by_host:
+            await repair(fleet, faults, found, service, request.source)
+        return report_of(fleet, found)
+
+
+@dataclass(slots=True)
+class _HostVerify:
+    """One host's entries, and what was found about each."""
+
+    host: Host
+    fleet: Fleet
+    plan: VerifyPlan
+    request: VerifyRequest
+    lookup: Lookup | None
+    _images: dict[str, KnownImage] = field(default_factory=dict)
+    _rows: dict[str, EntryOutcome] = field(default_factory=dict)
+    _first: bool = True
+
+    async def look(self, context: HostRun, driver: Driver, faults: Faults) -> None:
+        """Verify what has no outcome yet; may be called again when contact was lost."""
+        cache = await driver.inspect(context, formats=False, use=False)
+        self._images = noted_images(cache.entries)
+        self._first = faults.is_first(self.host.name, cache)
+        entries = self._chosen(cache) if self._first else {}
+        adoptable = await self._adoptable(entries)
+        for name, entry in entries.items():
+            if entry.manifest is None and name not in adoptable:
+                self._note_unmanaged(entry)
+
+        def judge(verdict: Verdict) -> None:
+            entry = entries[verdict.base_name]
+            if verdict.state is VerdictState.DAMAGED:
+                faults.add(self.host.name, entry, verdict.reason or "its digest is wrong")
+            self._note(entry, verdict)
+
+        left = [name for name in entries if name not in self._rows]
+        if left:
+            await driver.verify(
+                context,
+                left,
+                adopt=adoptable,
+                bytes_per_s=self.request.bytes_per_s,
+                on_verdict=judge,
+                on_progress=progress_to(self.fleet, self.host.name, entries),
+            )
+
+    def _chosen(self, cache: HostCache) -> dict[str, CacheEntry]:
+        return {
+            entry.name: entry
+            for entry in cache.entries
+            if entry.kind is EntryKind.ORIGINAL
+            and (not self.plan.wanted or entry.name in self.plan.wanted)
+        }
+
+    async def _adoptable(self, entries: Mapping[str, CacheEntry]) -> dict[str, Image]:
+        """Return base name -> image of the unmanaged entries that may be proven; notes why others cannot."""
+        found: dict[str, Image] = {}
+        for name, entry in entries.items():
+            if self.lookup is None or entry.manifest or name in self._rows:
+                continue
+            known = self.plan.catalogue.image_of(name)
+            if known is None:
+                self._note_unmanaged(entry, "the image service lists no image of it")
+                continue
+            try:
+                image = await self.lookup.image(known.id)
+            except ImageServiceError as error:
+                self._note_unmanaged(entry, f"cannot be proven: {error.message}")
+                continue
+            if self.fleet.dry_run:
+                ending = EntryWord.SKIPPED, ErrorCode.DRY_RUN, "dry run: would be compared"
+                self._rows[name] = entry_outcome(self.host, entry, known, ending)
+            else:
+                found[name] = image
+        return found
+
+    def _note_unmanaged(self, entry: CacheEntry, reason: str | None = None) -> None:
+        code = ErrorCode.UNPROVEN if reason else ErrorCode.UNMANAGED
+        text = reason or "nothing is noted about it"
+        ending = EntryWord.UNMANAGED, code, text
+        self._rows[entry.name] = entry_outcome(self.host, entry, self._image(entry), ending)
+
+    def _note(self, entry: CacheEntry, verdict: Verdict) -> None:
+        word, code = _WORDS[verdict.state]
+        ending = word, verdict.code or code, verdict.reason
+        self._rows[entry.name] = entry_outcome(self.host, entry, self._image(entry), ending)
+
+    def _image(self, entry: CacheEntry) -> KnownImage | None:
+        known = image_of(entry, self._images, self.plan.catalogue)
+        return known or self.plan.wanted.get(entry.name)
+
+    def outcomes(self) -> list[EntryOutcome]:
+        """Return what was found on this host."""
+        if not self._first:
+            reason = "shares its cache with another host of this run, where the entries are shown"
+            return [host_outcome(self.host, EntryWord.SKIPPED, ErrorCode.SHARED, reason)]
+        if self.host.name in self.fleet.failures:
+            return list(self._rows.values())
+        return [
+            *self._rows.values(),
+            *absent_rows(self.host, self.plan.wanted, self._rows.keys()),
+        ]
+
+
+_WORDS = {
+    VerdictState.INTACT: (EntryWord.INTACT, None),
+    VerdictState.DAMAGED: (EntryWord.DAMAGED, ErrorCode.DAMAGED),
+    VerdictState.UNMANAGED: (EntryWord.UNMANAGED, ErrorCode.UNMANAGED),
+    VerdictState.ADOPTED: (EntryWord.ADOPTED, None),
+    VerdictState.ABSENT: (EntryWord.ABSENT, ErrorCode.ABSENT),
+    VerdictState.FAILED: (EntryWord.ERROR, ErrorCode.IO),
+}
