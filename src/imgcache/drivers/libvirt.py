@@ -10,11 +10,11 @@ from imgcache.drivers.base import Driver, DriverCapabilities, UnsupportedError
 from imgcache.drivers.libvirt_fetch import fetch_image
 from imgcache.drivers.libvirt_life import settings_for_helper
 from imgcache.errors import ErrorCode, HostError
-from imgcache.plan import CheckState, OutcomeWord
+from imgcache.plan import CheckState, OutcomeWord, SourceKind
 from imgcache.transport.conversation import OrderError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
     from imgcache.drivers.base import HostContext, NoteRow, RemovalItem, RemovalRow, Verdict
@@ -97,8 +97,9 @@ class LibvirtDriver(Driver):
                     _report_dry_run(context, image)
             elif absent:
                 talk.load(FETCH_MODULES)
+                given_up: set[SourceKind] = set()
                 for image in absent:
-                    await fetch_image(context, talk, image)
+                    await fetch_image(context, talk, image, given_up)
 
     async def check(
         self, context: HostContext, service: ServiceAccess | None
@@ -149,6 +150,7 @@ class LibvirtDriver(Driver):
         context: HostContext,
         base_names: Sequence[str],
         *,
+        adopt: Mapping[str, Image],
         bytes_per_s: int | None,
         on_verdict: Callable[[Verdict], None],
         on_progress: Callable[[str, int, int], None],
@@ -157,6 +159,7 @@ class LibvirtDriver(Driver):
         await libvirt_life.verify(
             context,
             base_names,
+            adopt=adopt,
             bytes_per_s=bytes_per_s,
             on_verdict=on_verdict,
             on_progress=on_progress,
@@ -171,10 +174,6 @@ class LibvirtDriver(Driver):
     ) -> None:
         """See ``Driver.pin``."""
         await libvirt_life.pin(context, base_names, until, on_row)
-
-    async def adopt(self, context: HostContext, image: Image, verdict: Verdict) -> NoteRow:
-        """See ``Driver.adopt``."""
-        return await libvirt_life.adopt(context, image, verdict)
 
     async def renew(
         self,

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
-from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from imgcache import __version__
-from imgcache.errors import ErrorCode, HostError
+from imgcache.errors import ErrorCode, HostError, ImageServiceUnreachableError
 from imgcache.plan import OutcomeWord, SourceKind
 from imgcache.transport.conversation import MAX_DATA_BYTES, OrderError
+from imgcache.transport.wire import protocol_error
 
 if TYPE_CHECKING:
     from imgcache.drivers.base import HostContext
@@ -26,8 +25,10 @@ SILENCE_S = 30.0
 STANDSTILL_S = 600.0
 #: Another source is tried only when the host cannot reach this one; other failures would repeat.
 _NEXT_SOURCE_CODES = frozenset({ErrorCode.UNREACHABLE})
-#: Repetitions that a code allows, when fewer than ``--retries``: wrong bytes do not get better.
-_FEWER_REPETITIONS = {ErrorCode.DIGEST: 1, ErrorCode.AUTH: 1}
+#: Wrong bytes do not get better.
+_MAX_DIGEST_REPETITIONS = 1
+#: A fresh token is no repetition, but a host must not ask for one again and again.
+TOKEN_INTERVAL_S = 3600.0
 
 DEFAULT_LIMITS: dict[str, object] = {
     "stall_s": 30,
@@ -44,17 +45,24 @@ class ItemError(HostError):
     """This image cannot be had on this host; the conversation can go on with the next one."""
 
 
-async def fetch_image(context: HostContext, talk: Conversation, image: Image) -> None:
-    """Fetch one absent image and report its outcome; raises only for trouble with the whole host."""
-    kinds = context.sources.kinds(image)
+async def fetch_image(
+    context: HostContext, talk: Conversation, image: Image, given_up: set[SourceKind]
+) -> None:
+    """Fetch one absent image and report its outcome; raises only for trouble with the whole host.
+
+    Sources that this host cannot reach are added to ``given_up``; they are not tried for the next image.
+    """
+    offered = context.sources.kinds(image)
+    kinds = [kind for kind in offered if kind not in given_up] or offered
     bytes_fetched = 0
     for kind in kinds:
-        fetch = _Fetch(context, talk, image, kind)
+        fetch = _Fetch(context, talk, image, kind, bytes_before=bytes_fetched)
         try:
             await fetch.run()
         except (OrderError, ItemError) as error:
             bytes_fetched += fetch.bytes_fetched
             if error.code in _NEXT_SOURCE_CODES and kind is not kinds[-1]:
+                given_up.add(kind)
                 context.notice(f"{image.name}: {error.message}; pushing it from here instead")
                 continue
             reason = f"{error.message}: {error.hint}" if error.hint else error.message
@@ -77,8 +85,12 @@ class _Fetch:
     talk: Conversation
     image: Image
     kind: SourceKind
+    bytes_before: int = 0
+    """What other sources gave before."""
     bytes_fetched: int = 0
-    _repetitions: dict[ErrorCode, int] = field(default_factory=dict)
+    _repetitions: int = 0
+    _digest_repetitions: int = 0
+    _token_at: float | None = None
     _access: ServiceAccess | None = None
     _mark: tuple[str, int] = ("", -1)
     _mark_at: float = 0.0
@@ -125,17 +137,21 @@ class _Fetch:
     async def _until_result(self, order: Order) -> Message:
         while True:
             message = await self.talk.receive(order, SILENCE_S)
-            match message.event:
-                case "progress":
+            match message.event, self.kind:
+                case "progress", _:
                     self._progress(message)
-                case "retry":
+                case "retry", SourceKind.SERVICE:
                     await self._again(order, message)
-                case "ready":
+                case "ready", SourceKind.PUSH:
                     return await self._push(
                         order, message.fields.get_int("offset", high=self.image.size_bytes)
                     )
-                case _:
+                case "result", _:
                     return message
+                case _:
+                    # Above all: a host that is pushed to does not get a token by asking for one.
+                    text = f"the host answers a fetch by {self.kind} with {message.event}"
+                    raise protocol_error(text)
 
     def _progress(self, message: Message) -> None:
         phase = message.fields.get_str("phase")
@@ -153,20 +169,33 @@ class _Fetch:
         code = message.fields.get_enum("code", ErrorCode)
         text = message.fields.get_str("message", limit=1000)
         self.bytes_fetched = message.fields.get_int("bytes_fetched")
-        attempt = self._repetitions[code] = self._repetitions.get(code, 0) + 1
-        total = sum(self._repetitions.values())
-        allowed = min(self.context.retries, _FEWER_REPETITIONS.get(code, self.context.retries))
-        if attempt > allowed or total > self.context.retries + 1:
+        if not self._may_repeat(code):
             await self._stop(order)
             raise ItemError(code, text)
         token = None
         if code is ErrorCode.AUTH:
             token = await self._fresh_token(order)
         else:
-            after_s = parse_retry_after(message.fields.opt_str("after_s", limit=100))
-            await self.context.back_off(self.image, attempt, text, after_s)
+            after_s = message.fields.opt_float("after_s")
+            await self.context.back_off(self.image, self._repetitions, text, after_s)
         await self.talk.again(order, token)
         self._mark_at = time.monotonic()
+
+    def _may_repeat(self, code: ErrorCode) -> bool:
+        """Count one more repetition; False when it would be one too many."""
+        now = time.monotonic()
+        if code is ErrorCode.AUTH:
+            if self._token_at is not None and now - self._token_at < TOKEN_INTERVAL_S:
+                return False
+            self._token_at = now
+            return True
+        if code is ErrorCode.DIGEST:
+            self._digest_repetitions += 1
+        self._repetitions += 1
+        return (
+            self._repetitions <= self.context.retries
+            and self._digest_repetitions <= _MAX_DIGEST_REPETITIONS
+        )
 
     async def _fresh_token(self, order: Order) -> Secret | None:
         try:
@@ -183,12 +212,19 @@ class _Fetch:
             while True:
                 message = await self._receive_beside(order, sending)
                 if message.event == "result":
-                    await sending
+                    await self._check_all_sent(sending)
                     return message
                 self._progress(message)
         finally:
             sending.cancel()
             await asyncio.wait((sending,))
+
+    async def _check_all_sent(self, sending: asyncio.Task[None]) -> None:
+        # The helper answers the last frame; that it was sent may be known to it before it is to us.
+        await asyncio.wait((sending,), timeout=SILENCE_S)
+        if not sending.done() or sending.exception() is not None:
+            text = "the host says that it has the image, whose bytes were not all sent"
+            raise protocol_error(text)
 
     async def _receive_beside(self, order: Order, sending: asyncio.Task[None]) -> Message:
         """Return the next message; raises what broke the sending, when that came first."""
@@ -208,10 +244,29 @@ class _Fetch:
             receiving.cancel()
 
     async def _send_blocks(self, order: Order, offset: int) -> None:
-        async with self.context.sources.blocks(self.image, offset) as blocks:
-            async for block in blocks:
-                for start in range(0, len(block), MAX_DATA_BYTES):
-                    await self.talk.send_data(order, block[start : start + MAX_DATA_BYTES])
+        """Send everything from ``offset`` on; a source that broke off is resumed where it did."""
+        sent = offset
+        while True:
+            before = sent
+            try:
+                async with self.context.sources.blocks(self.image, sent) as blocks:
+                    async for block in blocks:
+                        for start in range(0, len(block), MAX_DATA_BYTES):
+                            part = block[start : start + MAX_DATA_BYTES]
+                            await self.talk.send_data(order, part)
+                            sent += len(part)
+                            self.bytes_fetched += len(part)
+                break
+            except HostError as error:
+                # Without a byte of progress, only what was not reached at all may be there later.
+                passing = sent > before or isinstance(error.__cause__, ImageServiceUnreachableError)
+                if (
+                    error.code is not ErrorCode.SOURCE
+                    or not passing
+                    or not self._may_repeat(error.code)
+                ):
+                    raise
+                await self.context.back_off(self.image, self._repetitions, error.message, None)
         await self.talk.send_data(order, b"")
 
     async def _stop(self, order: Order) -> None:
@@ -227,6 +282,11 @@ class _Fetch:
         self.bytes_fetched = answer.fields.get_int("bytes_fetched")
         state = answer.fields.get_choice("state", {"cached", "existing"})
         reason = answer.fields.opt_str("reason", limit=1000)
+        if state == "cached" and self.bytes_fetched < self.image.size_bytes:
+            text = (
+                f"the host says cached, after {self.bytes_fetched} of {self.image.size_bytes} bytes"
+            )
+            raise protocol_error(text)
         if state == "cached" and self.image.digest.weak:
             weak = f"verified with {self.image.digest.algo} only, the image service has no better digest"
             reason = f"{reason}; {weak}" if reason else weak
@@ -235,25 +295,8 @@ class _Fetch:
             OutcomeWord(state),
             reason=reason,
             source=self.kind,
-            bytes_fetched=self.bytes_fetched,
+            bytes_fetched=self.bytes_before + self.bytes_fetched,
         )
-
-
-def parse_retry_after(value: str | None) -> float | None:
-    """Return the seconds that a Retry-After header asks for, None when it makes no sense.
-
-    Source: RFC 9110, 10.2.3: seconds, or a date. Dates are read by the controller's clock.
-    """
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except (ValueError, TypeError, OverflowError):
-            return None
-    return seconds if math.isfinite(seconds) and seconds >= 0 else None
 
 
 def _image_fields(image: Image) -> dict[str, object]:

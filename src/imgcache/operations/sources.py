@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from imgcache.errors import ErrorCode, HostError, ImageServiceError, UsageError
 from imgcache.events import Notice
+from imgcache.operations.reader_thread import ReaderThread
 from imgcache.plan import SourceKind
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from imgcache.model import Image, Secret, ServiceAccess
 
 T = TypeVar("T")
+#: How long the end of a push waits for a read under way. A service that has fallen silent is left to a
+#: thread that nobody waits for, so that an interrupted run ends in time.
+LEAVE_READ_S = 3.0
 SourcePolicy = Literal["auto", "service", "push"]
 
 
@@ -96,11 +100,21 @@ class RunSources:
     @asynccontextmanager
     async def blocks(self, image: Image, offset: int) -> AsyncIterator[AsyncIterator[bytes]]:
         """See ``Sources``."""
+        reader = ReaderThread()
         try:
-            async with _in_threads(self._service.read(image, offset=offset)) as blocks:
-                yield _each_in_thread(blocks)
+            manager = self._service.read(image, offset=offset)
+            blocks = await reader.call(manager.__enter__)
+            try:
+                yield _each_block(reader, blocks)
+            finally:
+                # In the same thread, thus never beside a read that is still under way.
+                leaving = asyncio.ensure_future(reader.call(manager.__exit__, None, None, None))
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(leaving, LEAVE_READ_S)
         except ImageServiceError as error:
             raise HostError(ErrorCode.SOURCE, error.message, hint=error.hint) from error
+        finally:
+            reader.end()
 
 
 class NoSources:
@@ -121,8 +135,8 @@ class NoSources:
         raise NotImplementedError
 
 
-async def _each_in_thread(blocks: Iterator[bytes]) -> AsyncIterator[bytes]:
-    while block := await asyncio.to_thread(next, blocks, b""):
+async def _each_block(reader: ReaderThread, blocks: Iterator[bytes]) -> AsyncIterator[bytes]:
+    while block := await reader.call(next, blocks, b""):
         yield block
 
 
