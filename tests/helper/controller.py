@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 Frame = dict[str, Any]
 
@@ -97,7 +97,7 @@ class Controller:
         self.write(f"{len(source)} {hashlib.sha256(source).hexdigest()}\n".encode() + source)
         self.start_id = self.order("start", protocol=1, marker="m4rker")
 
-    def __enter__(self) -> Controller:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

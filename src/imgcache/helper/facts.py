@@ -13,7 +13,7 @@ import random
 import socket
 import time
 
-from . import conf
+from . import conf, mounts
 from .core import Failure, decode
 from .staging import rename_new
 
@@ -53,33 +53,6 @@ _NUMBERS = (
     "reserved_host_disk_mb",
     "manager_interval_s",
 )
-#: Storage that other hosts may see as well. All of FUSE, save FUSE on a local disk, may be a network's.
-_SHARED = frozenset(
-    [
-        "nfs",
-        "nfs4",
-        "cifs",
-        "smb3",
-        "smbfs",
-        "ceph",
-        "glusterfs",
-        "lustre",
-        "gpfs",
-        "beegfs",
-        "ocfs2",
-        "gfs",
-        "gfs2",
-        "afs",
-        "pvfs2",
-        "orangefs",
-        "panfs",
-        "wekafs",
-        "quobyte",
-        "9p",
-        "virtiofs",
-        "fuse",
-    ]
-)
 #: Nova counts a host as a user of the storage for so long after its last sign.
 _RECENT_S = 86400
 _ID = "storage-id"
@@ -112,25 +85,6 @@ def _number(setting, value, origin):
         raise Failure(
             "config", "%s: %s must be a number, not %r" % (origin, setting, value[:60])
         ) from None
-
-
-def file_system(fd, proc="/proc"):
-    """Return the type of the file system that an open folder is on; ``unknown`` where that cannot be told."""
-    try:
-        with open("%s/self/fdinfo/%d" % (proc, fd)) as lines:
-            number = next(line.split()[1] for line in lines if line.startswith("mnt_id:"))
-        with open(proc + "/self/mountinfo", errors="surrogateescape") as lines:
-            for line in lines:
-                if line.split(None, 1)[0] == number:
-                    return line.rpartition(" - ")[2].split()[0]
-    except (OSError, IndexError, StopIteration):
-        pass
-    return "unknown"
-
-
-def may_be_shared(kind):
-    """Whether other hosts may see a file system of this type."""
-    return kind in _SHARED or kind.startswith("fuse.")
 
 
 def storage_users(cache):
@@ -208,10 +162,11 @@ def describe(cache, nova_usage, problems):
     room = os.fstatvfs(folder_fd)
     own = os.fstat(folder_fd).st_dev != os.fstat(cache.instances_fd).st_dev
     values, nodename = policy(cache, problems)
-    kind, sharing, word = file_system(folder_fd), [], None
+    folder = cache.instances_path if cache.cache_fd is None else cache.path
+    kind, sharing, word = mounts.Mounts("/proc").kind_at(folder), [], None
     try:
         sharing = storage_users(cache)
-        if may_be_shared(kind) or len(sharing) > 1:
+        if mounts.may_be_shared(kind) or len(sharing) > 1:
             word = storage_id(cache)
     except (Failure, OSError) as error:
         problems.append("whether other hosts share the cache: %s" % error)

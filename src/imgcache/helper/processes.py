@@ -53,7 +53,7 @@ def _open_files(scan, path, user):
             target = os.readlink(link)
             if not target.startswith("/") or target.startswith(_VIRTUAL):
                 continue
-            status = os.stat(link)
+            status = None if scan.elsewhere(target) else os.stat(link)
         except _GONE:
             continue
         except PermissionError:
@@ -129,7 +129,7 @@ def _devices(scan, folder):
             continue
         if target:
             try:
-                status = os.stat(target)
+                status = None if scan.elsewhere(target) else os.stat(target)
             except OSError:
                 status = None  # seen from another mount namespace: the name must do
             scan.seen(target, status and (status.st_dev, status.st_ino), lambda name=name: name)

@@ -14,6 +14,7 @@ import time
 
 from . import entries, usage
 from .core import Failure, os_failure
+from .headers import FLAGS
 
 #: Whatever the policy: a boot from a file touches it, so one that was touched of late may be booting.
 _FLOOR_S = 3600
@@ -197,6 +198,7 @@ class Removal:
     def unlink(self, name, status):
         """Remove the very file that was judged; a big one's blocks are freed after the locks are let go."""
         cache_fd = self.cache.cache_fd
+        self.ask_server(name, status)
         try:
             fd = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=cache_fd)
             self.holding.append(fd)
@@ -206,6 +208,19 @@ class Removal:
         except OSError as error:
             failure = os_failure(error, "cannot remove %s/%s" % (self.cache.path, name), cache_fd)
             raise Kept(failure.code, failure.message) from error
+
+    def ask_server(self, name, status):
+        """Keep what another host used just now: on NFS only opening a file shows its times as they are."""
+        try:
+            fd = usage.either(os.open, name, FLAGS | os.O_NOFOLLOW, dir_fd=self.cache.cache_fd)
+        except OSError:
+            return  # not ours to read; what is gone shows when it is removed
+        try:
+            now = os.fstat(fd)
+        finally:
+            os.close(fd)
+        if not os.path.samestat(now, status) or now.st_mtime_ns != status.st_mtime_ns:
+            raise Kept("changed", "it was used, renewed or replaced just now")
 
     def forget(self, name):
         """Remove the manifest of a file that is gone."""

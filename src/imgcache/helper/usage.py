@@ -15,7 +15,7 @@ import re
 import stat
 import time
 
-from . import headers, processes
+from . import headers, mounts, processes
 from .staging import new_digest
 
 #: Below instances_path: an instance's folder, and what Nova or an operator put into it.
@@ -51,12 +51,15 @@ class Usage:
         self.cache = cache
         self.roots = roots
         self.headers = {}
+        self.mounts = mounts.Mounts(roots.proc)
 
     def scan(self, targets, tell=None):
         """Return the ``Scan`` for ``targets``, name -> (device, inode); ``tell`` hears how far it is."""
         scan = Scan(self, targets, tell)
         scan.run()
-        self.headers = scan.headers
+        # Another host's changes show late, and maybe not at all in size or time.
+        local = not mounts.may_be_shared(self.mounts.kind_at(self.cache.instances_path))
+        self.headers = scan.headers if local else {}
         return scan
 
 
@@ -83,6 +86,7 @@ class Scan:
         self.paths = {}
         self.followed = set()
         self.folders = set()
+        self.far = usage.mounts.far_from(self.cache.instances_path, self.cache.path)
         self.now = time.time()
 
     def run(self):
@@ -92,7 +96,8 @@ class Scan:
         while folder != "/":  # a link upwards leads to nothing of instances
             folder = os.path.dirname(folder)
             self.folders.add(_inode(os.stat(folder)))
-        self.look_into(self.cache.instances_fd, self.cache.instances_path, 0, None)
+        # Opened anew: on NFS that asks the server what is in it now.
+        self.enter(".", self.cache.instances_fd, self.cache.instances_path, 0, None)
         with AsRoot():
             self.look_at_domains()
             processes.look(self, self.roots.proc, self.roots.sys)
@@ -117,6 +122,10 @@ class Scan:
         if there is not None and not os.major(there) and not os.major(device):
             device = there
         self.seen(path, (device, number), user)
+
+    def elsewhere(self, path):
+        """Whether a path leads to another network storage than ours: asking there may take for ever."""
+        return os.path.normpath(path).startswith(self.far)
 
     def problem(self, what, error=None):
         """Note evidence that could not be read."""
@@ -222,6 +231,8 @@ class Scan:
     def resolve(self, path):
         """Return (inode or None, names in its header, the folder they are relative to) of a path."""
         inode = None
+        if self.elsewhere(path):
+            return inode, (), None
         try:
             status = either(os.stat, path)
             inode = _inode(status)

@@ -149,10 +149,12 @@ def _verify(cache, order, watch):
         return _answer("unmanaged", "nothing is written down about it", algo, value, size)
     if value != stored["value"]:
         return _answer("damaged", "its %s is not the one written down" % algo, algo, value, size)
-    manifest = cache.read_manifest(base) or manifest
-    manifest["verified_at"] = caches.utc_now()
-    cache.write_manifest(manifest)
-    return _answer("intact", None, algo, value, size)
+    try:
+        cache.change_manifest(base, lambda it: it.update(verified_at=caches.utc_now()))
+        reason = None
+    except (OSError, Failure) as error:
+        reason = "intact, but that could not be written down: %s" % error
+    return _answer("intact", reason, algo, value, size)
 
 
 def _check_unchanged(cache, base, before, after):
@@ -176,11 +178,8 @@ def order_pin(session, order):
         raise Failure("protocol", "not a time to pin until")
     if cache.find(base) is None:
         return {"state": "absent"}
-    manifest = cache.read_manifest(base) if cache.own_fd is not None else None
-    if manifest is None:
+    if cache.own_fd is None or cache.change_manifest(base, lambda it: it.update(pin=until)) is None:
         return {"state": "unmanaged"}
-    manifest["pin"] = until
-    cache.write_manifest(manifest)
     return {"state": "unpinned" if until is None else "pinned"}
 
 
@@ -225,7 +224,7 @@ def order_adopt(session, order):
             "cached_at": now,
             "touched_at": None,
             "verified_at": now,
-            "pin": None,
+            "pin": (cache.read_manifest(base) or {}).get("pin"),
         }
     )
     return {"state": "adopted"}

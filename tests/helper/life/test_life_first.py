@@ -22,7 +22,7 @@ def test_every_order(python: str, tree: Tree, tmp_path: Path) -> None:
     tree.disk(used)
     with Life(python) as life:
         life.start_on(tree.instances)
-        rows, facts = life.list()
+        rows, facts = life.look()
         assert facts["problems"] == []
         assert facts["policy"]["original_min_age_s"] == DAY
         assert {name: row["users"] for name, row in rows.items()} == {used.name: 1, unused.name: 0}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 #: What the orders about the life of the cache need, in loading order.
 LIFE = (
-    "watch", "staging", "formats", "headers", "processes", "usage", "facts", "entries", "removal",
+    "watch", "staging", "formats", "headers", "mounts", "processes", "usage", "facts", "entries", "removal",
     "clean", "verify",
 )  # fmt: skip
 DAY = 86400
@@ -111,7 +111,7 @@ class Life(Controller):
                 return rows, frame
             rows += frame["rows"]
 
-    def list(self, *, formats: bool = True, use: bool = True) -> tuple[dict[str, Frame], Frame]:
+    def look(self, *, formats: bool = True, use: bool = True) -> tuple[dict[str, Frame], Frame]:
         """List the cache: rows by name, and the facts."""
         rows, facts = self.rows(self.order("list", formats=formats, use=use))
         assert len({row["name"] for row in rows}) == len(rows)
@@ -119,7 +119,7 @@ class Life(Controller):
 
     def users(self, path: Path) -> list[str]:
         """Return who uses an entry; all evidence must have been readable."""
-        rows, facts = self.list()
+        rows, facts = self.look()
         assert facts["problems"] == []
         assert rows[path.name]["users"] == len(rows[path.name]["used_by"])
         return list(rows[path.name]["used_by"])
