@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imgcache.errors import ErrorCode
 from imgcache.model import EntryKind
@@ -18,6 +17,9 @@ from imgcache.plan import EntryWord, OutcomeWord
 from imgcache.ui.entries import ENTRY_COLUMNS, FAILURE_COLUMNS, MISSING_COLUMNS
 from imgcache.ui.outcomes import ENTRY_OUTCOME_COLUMNS
 from imgcache.ui.status import STATUS_COLUMNS, TOTAL_COLUMNS
+
+if TYPE_CHECKING:
+    from enum import StrEnum
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "schemas"
 _WIDTH = 110

@@ -28,6 +28,34 @@ COMMANDS = {
         "imgcache.commands.precache:precache",
         "Put images into the caches of hosts before they are needed, or renew those that are there.",
     ),
+    "list": (
+        "imgcache.commands.list:list_entries",
+        "Show what is in the caches of hosts.",
+    ),
+    "status": (
+        "imgcache.commands.status:status",
+        "Show the room that the caches of hosts take.",
+    ),
+    "prune": (
+        "imgcache.commands.prune:prune",
+        "Remove cached images that nothing uses and that are old, or in the way.",
+    ),
+    "delete": (
+        "imgcache.commands.delete:delete",
+        "Remove these images from the caches of hosts now.",
+    ),
+    "pin": (
+        "imgcache.commands.pin:pin",
+        "Keep these images in the caches of hosts.",
+    ),
+    "unpin": (
+        "imgcache.commands.unpin:unpin",
+        "Let these images age as any other.",
+    ),
+    "refresh": (
+        "imgcache.commands.refresh:refresh",
+        "Renew the age of all pinned images.",
+    ),
     "trust": (
         "imgcache.commands.trust:trust",
         "Show the hosts' key fingerprints and, after a yes, add the keys to known_hosts.",

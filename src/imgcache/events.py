@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from imgcache.plan import Outcome
+    from imgcache.plan import EntryOutcome, HostFailure, Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,20 @@ class ItemEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class EntryEnded:
+    """One cache entry on one host, or a host as a whole, has its outcome."""
+
+    outcome: EntryOutcome
+
+
+@dataclass(frozen=True, slots=True)
+class HostFailed:
+    """There is nothing to say about a host that was to be looked at."""
+
+    failure: HostFailure
+
+
+@dataclass(frozen=True, slots=True)
 class HostEnded:
     """No more will happen on this host in this run."""
 
@@ -91,7 +105,16 @@ class RunEnded:
 
 
 Event = (
-    RunStarted | HostStarted | ItemProgress | ItemRetry | ItemEnded | HostEnded | Notice | RunEnded
+    RunStarted
+    | HostStarted
+    | ItemProgress
+    | ItemRetry
+    | ItemEnded
+    | EntryEnded
+    | HostFailed
+    | HostEnded
+    | Notice
+    | RunEnded
 )
 
 

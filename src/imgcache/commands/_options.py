@@ -98,7 +98,7 @@ LogFile = Annotated[
 SomeImageNames = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[IMG]...",
+        metavar="IMG",
         help="Only these images, by UUID or by name; without any: all.",
         show_default=False,
     ),

@@ -57,6 +57,14 @@ class Output:
             ImgcacheError: it cannot be written.
         """
         text = render(listing, self.form, wanted=self.wanted, detailed=self.verbosity > 0)
+        return self.show_text(text, code)
+
+    def show_text(self, text: str, code: ExitCode) -> ExitCode:
+        """Write a result that is text already to standard output and return ``code``.
+
+        Raises:
+            ImgcacheError: it cannot be written.
+        """
         if sys.stdout is not None:
             for_people = self.form is Format.TABLE
             text = fit(text, sys.stdout, ascii_too=None if for_people else False)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from imgcache.errors import ImageServiceError
-from imgcache.events import Notice
+from imgcache.events import HostFailed, Notice
 from imgcache.guards import base_of
 from imgcache.model import ImageId, base_file_name
 from imgcache.operations.catalogue import (
@@ -200,6 +200,8 @@ def _is_whole(entry: CacheEntry) -> bool:
 
 
 def _report(fleet: Fleet, found: Mapping[str, _HostList], plan: ListPlan) -> ListReport:
+    for failure in fleet.failures.values():
+        fleet.sink.emit(HostFailed(failure))
     return ListReport(
         run_id=fleet.run_id,
         command=fleet.command,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from imgcache.drivers.base import RemovalItem, RemovalRow, RemovalState
 from imgcache.errors import ErrorCode, UnsafePlanError
-from imgcache.events import Notice
+from imgcache.events import EntryEnded, Notice
 from imgcache.operations.catalogue import Catalogue, image_of, noted_images
 from imgcache.plan import EntryOutcome, EntryReport, EntryWord, HostFailure, OutcomeWord
 from imgcache.policy import hold_all, too_many_removals
@@ -277,6 +277,8 @@ def report_of(fleet: Fleet, found: Mapping[str, Iterable[EntryOutcome]]) -> Entr
             word = EntryWord(failure.outcome.value)
             rows.insert(0, host_outcome(host, word, failure.code, failure.reason))
         outcomes += rows
+    for outcome in outcomes:
+        fleet.sink.emit(EntryEnded(outcome))
     return EntryReport(
         run_id=fleet.run_id,
         command=fleet.command,

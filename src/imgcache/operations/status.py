@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from imgcache.errors import UsageError
+from imgcache.events import HostFailed
 from imgcache.guards import is_pinned
 from imgcache.operations.fleet import FleetRequest, open_fleet
 from imgcache.operations.inspect import inspect_hosts
@@ -58,6 +59,8 @@ async def _execute(
 
     async with open_fleet("status", request, hosts, sink) as fleet:
         found = await inspect_hosts(fleet, hosts, formats=False, use=True, reduce=reckon)
+        for failure in fleet.failures.values():
+            sink.emit(HostFailed(failure))
         statuses = tuple(found.values())
         return StatusReport(
             run_id=fleet.run_id,

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 from imgcache.errors import ConfigError, Problem
 from imgcache.events import (
+    EntryEnded,
     HostEnded,
+    HostFailed,
     HostStarted,
     ItemEnded,
     ItemRetry,
@@ -19,9 +21,15 @@ from imgcache.events import (
     RunEnded,
     RunStarted,
 )
-from imgcache.plan import FAILED_WORDS
+from imgcache.plan import FAILED_ENTRY_WORDS, FAILED_WORDS
 from imgcache.text import printable
-from imgcache.ui.messages import notice_text, outcome_line, retry_line
+from imgcache.ui.messages import (
+    entry_line,
+    failure_line,
+    notice_text,
+    outcome_line,
+    retry_line,
+)
 from imgcache.ui.redact import redact
 
 if TYPE_CHECKING:
@@ -146,6 +154,8 @@ def _entry(event: Event) -> tuple[int, str | None, str]:
         case ItemEnded():
             host, text = event.outcome.host, _outcome_text(event)
             level = logging.ERROR if event.outcome.outcome in FAILED_WORDS else logging.INFO
+        case EntryEnded() | HostFailed():
+            return _life_entry(event)
         case HostEnded():
             text = "failed" if event.failed else "done"
         case Notice():
@@ -156,6 +166,17 @@ def _entry(event: Event) -> tuple[int, str | None, str]:
         case _:
             pass
     return level, host, text
+
+
+def _life_entry(event: EntryEnded | HostFailed) -> tuple[int, str, str]:
+    if isinstance(event, HostFailed):
+        failed = event.failure.outcome in FAILED_WORDS
+        level = logging.ERROR if failed else logging.WARNING
+        return level, event.failure.host, failure_line(event.failure)
+    one = event.outcome
+    level = logging.ERROR if one.outcome in FAILED_ENTRY_WORDS else logging.INFO
+    entry = f" entry={printable(one.entry)} bytes={one.bytes}" if one.entry else ""
+    return level, one.host, f"{entry_line(one)}{entry} freed={one.bytes_freed}"
 
 
 def _outcome_text(event: ItemEnded) -> str:

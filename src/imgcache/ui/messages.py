@@ -8,14 +8,23 @@ from __future__ import annotations
 from math import ceil
 from typing import TYPE_CHECKING
 
-from imgcache.events import HostEnded, HostStarted, ItemEnded, ItemRetry, Notice, RunEnded
-from imgcache.plan import FAILED_WORDS, OutcomeWord
+from imgcache.events import (
+    EntryEnded,
+    HostEnded,
+    HostFailed,
+    HostStarted,
+    ItemEnded,
+    ItemRetry,
+    Notice,
+    RunEnded,
+)
+from imgcache.plan import FAILED_ENTRY_WORDS, FAILED_WORDS, EntryWord, OutcomeWord
 from imgcache.text import printable
 from imgcache.ui.units import duration_text, size_text
 
 if TYPE_CHECKING:
     from imgcache.events import Event
-    from imgcache.plan import Outcome
+    from imgcache.plan import EntryOutcome, HostFailure, Outcome
     from imgcache.ui.tally import Tally
 
 #: Hosts that are named at once for one and the same trouble.
@@ -45,6 +54,10 @@ class Messages:
                 return self._notice(event)
             case ItemEnded():
                 return self._outcome(event.outcome)
+            case EntryEnded():
+                return self._entry(event.outcome)
+            case HostFailed():
+                return self._failure(event.failure)
             case RunEnded():
                 return self._rest()
             case _:
@@ -76,6 +89,16 @@ class Messages:
             return [outcome_line(outcome)] if self._verbosity >= 2 else []
         kind = (outcome.outcome.value, outcome.code.value if outcome.code else "")
         return self._tell(outcome.host, kind, outcome_line(outcome))
+
+    def _entry(self, outcome: EntryOutcome) -> list[str]:
+        if outcome.outcome not in FAILED_ENTRY_WORDS:
+            return [entry_line(outcome)] if self._verbosity >= 2 else []
+        kind = (outcome.outcome.value, outcome.code.value if outcome.code else "")
+        return self._tell(outcome.host, kind, entry_line(outcome))
+
+    def _failure(self, failure: HostFailure) -> list[str]:
+        kind = (failure.outcome.value, failure.code.value)
+        return self._tell(failure.host, kind, failure_line(failure))
 
     def _tell(self, host: str, kind: _Kind, line: str) -> list[str]:
         named, told = self._named.get(kind, 0), self._told.get(kind[0], 0)
@@ -122,17 +145,37 @@ def outcome_line(outcome: Outcome) -> str:
     return f"{item}: {outcome.outcome.value}{code}{reason}"
 
 
+def entry_line(outcome: EntryOutcome) -> str:
+    """Return one line about how an entry, or a host as a whole, ended."""
+    names = (outcome.image_name, outcome.image_id, outcome.entry)
+    name = next((printable(name) for name in names if name), None)
+    kind = f" ({outcome.kind.value})" if outcome.kind else ""
+    code = f" ({outcome.code.value})" if outcome.code else ""
+    reason = f": {printable(outcome.reason)}" if outcome.reason else ""
+    item = f"{printable(outcome.host)}: {name}{kind}" if name else printable(outcome.host)
+    return f"{item}: {outcome.outcome.value}{code}{reason}"
+
+
+def failure_line(failure: HostFailure) -> str:
+    """Return one line about why there is nothing to say about a host."""
+    said = f"{failure.outcome.value} ({failure.code.value}): {printable(failure.reason)}"
+    return f"{printable(failure.host)}: {said}"
+
+
 def summary_line(tally: Tally, *, interrupted: bool) -> str:
     """Return the run's last line: how many items ended how, bytes, time, run id."""
-    counts = [
-        f"{tally.words[word.value]} {word.value}" for word in OutcomeWord if tally.words[word.value]
-    ]
+    words = dict.fromkeys(word.value for word in (*OutcomeWord, *EntryWord))
+    counts = [f"{tally.words[word]} {word}" for word in words if tally.words[word]]
     if not counts:  # a command without items, such as check
         counts = [f"{tally.hosts_done} hosts, {tally.hosts_failed} failed"]
     began = "interrupted after" if interrupted else "done in"
-    fetched = f"; {size_text(tally.fetched_bytes)} fetched" if tally.fetched_bytes else ""
+    moved = f"; {size_text(tally.fetched_bytes)} fetched" if tally.fetched_bytes else ""
+    if tally.freed_bytes:
+        moved += f"; {size_text(tally.freed_bytes)} freed"
+    if tally.freeable_bytes:
+        moved += f"; {size_text(tally.freeable_bytes)} would be freed"
     return (
-        f"{began} {duration_text(tally.elapsed_s)}: {', '.join(counts)}{fetched}; "
+        f"{began} {duration_text(tally.elapsed_s)}: {', '.join(counts)}{moved}; "
         f"run {printable(tally.run_id)}"
     )
 

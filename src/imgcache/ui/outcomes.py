@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from imgcache.plan import EntryOutcome, EntryReport
     from imgcache.ui.formats import Cell, Row
 
+
+def _size_if_any(size_bytes: float) -> str:
+    return size_text(size_bytes) if size_bytes else ""
+
+
+_UNITS = {"bytes": _size_if_any, "bytes_freed": _size_if_any}
 ENTRY_OUTCOME_COLUMNS = Columns(
     known=(
         "host",
@@ -45,14 +51,14 @@ ENTRY_OUTCOME_COLUMNS = Columns(
         "reason",
     ),
     folded="host",
-    units={"bytes": size_text, "bytes_freed": size_text},
+    units=_UNITS,
     stand_ins={"image_name": ("image_id", "entry")},
 )
 _SUM_COLUMNS = Columns(
     known=("outcome", "entries", "bytes", "bytes_freed"),
     shown=("outcome", "entries", "bytes", "bytes_freed"),
     detailed=("outcome", "entries", "bytes", "bytes_freed"),
-    units={"bytes": size_text, "bytes_freed": size_text},
+    units=_UNITS,
 )
 
 #: What needs the operator comes last, next to the prompt.

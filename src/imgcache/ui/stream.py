@@ -54,6 +54,14 @@ def columns_of(stream: TextIO) -> int:
         return 0
 
 
+def screen_width(stream: TextIO | None, environ: Mapping[str, str] = os.environ) -> int:
+    """Return how wide a drawing for this stream may be: COLUMNS, else the terminal's width, else 80."""
+    wanted = environ.get("COLUMNS", "")
+    if wanted.isascii() and wanted.isdigit() and int(wanted[:6]) > 0:
+        return int(wanted[:6])
+    return (columns_of(stream) if stream is not None else 0) or 80
+
+
 def _is_terminal(stream: TextIO) -> bool:
     try:
         return stream.isatty()

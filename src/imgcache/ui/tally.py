@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from imgcache.events import (
+    EntryEnded,
     HostEnded,
     HostStarted,
     ItemEnded,
@@ -15,12 +16,13 @@ from imgcache.events import (
     ItemRetry,
     RunStarted,
 )
+from imgcache.plan import EntryWord
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from imgcache.events import Event
-    from imgcache.plan import Outcome
+    from imgcache.plan import EntryOutcome, Outcome
 
 #: The rate is the mean over this many seconds, so that it neither jumps nor lags.
 _RATE_WINDOW_S = 15.0
@@ -58,6 +60,9 @@ class Tally:
         self.hosts_failed = 0
         self.fetched_bytes = 0
         """Bytes of the items that ended."""
+        self.freed_bytes = 0
+        self.freeable_bytes = 0
+        """What a dry run would have freed."""
         self.words: Counter[str] = Counter()
         """Outcome word -> items that ended so."""
         self.active: dict[str, Activity] = {}
@@ -76,6 +81,8 @@ class Tally:
                 self.active.setdefault(event.host, Activity(event.host)).phase = "retry"
             case ItemEnded():
                 self._end_item(event.outcome)
+            case EntryEnded():
+                self._end_entry(event.outcome)
             case HostEnded():
                 self.active.pop(event.host, None)
                 self.hosts_done += 1
@@ -108,6 +115,13 @@ class Tally:
         before, _ = self._moving.pop((outcome.host, outcome.image_id), (0, 0))
         self._seen_bytes += max(outcome.bytes_fetched - before, 0)
         self.fetched_bytes += outcome.bytes_fetched
+
+    def _end_entry(self, outcome: EntryOutcome) -> None:
+        self.words[outcome.outcome.value] += 1
+        if outcome.outcome is EntryWord.REMOVED:
+            self.freed_bytes += outcome.bytes_freed
+        else:
+            self.freeable_bytes += outcome.bytes_freed
 
     @property
     def done_bytes(self) -> int:

@@ -1,0 +1,65 @@
+"""What the commands about the life of the cache have in common: hosts, image service, report."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, TypeVar
+
+import typer
+
+from imgcache.commands._output import Output, invocation_of
+
+if TYPE_CHECKING:
+    from imgcache.events import EventSink
+    from imgcache.images.base import ImageService
+    from imgcache.model import Inventory
+    from imgcache.operations.selection import Selection
+
+Request = TypeVar("Request")
+Report = TypeVar("Report")
+
+
+def selection_of(
+    aggregates: Sequence[str] | None,
+    hosts: Sequence[str] | None,
+    exclude: Sequence[str] | None,
+    all_hosts: bool,
+) -> "Selection":
+    """Return what the command line says about hosts."""
+    from imgcache.operations.selection import Selection  # noqa: PLC0415 - `--help` loads none of it
+
+    return Selection(tuple(aggregates or ()), tuple(hosts or ()), tuple(exclude or ()), all_hosts)
+
+
+def all_ids(names: Sequence[str]) -> bool:
+    """Return whether all are image ids, so that no image service is needed to tell the images."""
+    from imgcache.images.records import is_image_id  # noqa: PLC0415
+
+    return all(is_image_id(name) for name in names)
+
+
+def run_on_hosts(
+    ctx: typer.Context,
+    output: Output,
+    run: "Callable[[Request, Inventory, ImageService | None, EventSink], Report]",
+    request: Request,
+    *,
+    with_service: bool,
+) -> Report:
+    """Load the inventory, open the image service if asked to, and run.
+
+    Raises:
+        ImgcacheError: see ``run``.
+    """
+    from imgcache.config.load import load_inventory  # noqa: PLC0415
+
+    called = invocation_of(ctx)
+    inventory = load_inventory(called.inventory)
+    with ExitStack() as stack:
+        service = None
+        if with_service:
+            from imgcache.images.open import open_image_service  # noqa: PLC0415
+            from imgcache.images.options import CloudOptions  # noqa: PLC0415
+
+            options = CloudOptions(called.cloud, called.cloud_values)
+            service = stack.enter_context(open_image_service(inventory.image_service, options))
+        return run(request, inventory, service, stack.enter_context(output.sink()))
