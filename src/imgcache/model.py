@@ -203,8 +203,8 @@ class Manifest:
     image_name: str
     digest: Digest
     """Of the original bytes, as verified."""
-    stored_digest: Digest
-    """Of the file on the disk."""
+    stored_digest: Digest | None
+    """Of the file on the disk; None when it was not hashed after its conversion."""
     stored_size_bytes: int
     stored_format: str
     disk_format: str

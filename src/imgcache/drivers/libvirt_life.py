@@ -25,10 +25,11 @@ if TYPE_CHECKING:
 RENEW_MODULES = ("conf", "cache")
 LIST_MODULES = (
     *RENEW_MODULES,
-    *("watch", "staging", "formats", "headers", "processes", "usage", "facts", "entries"),
+    *("watch", "staging", "formats"),
+    *("headers", "mounts", "processes", "usage", "facts", "entries"),
 )
 VERIFY_MODULES = (*LIST_MODULES, "verify")
-REMOVE_MODULES = (*VERIFY_MODULES, "removal")
+REMOVE_MODULES = (*LIST_MODULES, "removal")
 CLEAN_MODULES = (*REMOVE_MODULES, "clean")
 
 #: Items that one ``remove`` order may have.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from imgcache.drivers.base import RemovalRow, RemovalState, Verdict, VerdictState
@@ -96,7 +97,7 @@ def _manifest_from(fields: Fields) -> Manifest | None:
             image_id=ImageId(fields.get_match("image_id", _UUID)),
             image_name=fields.get_str("image_name", limit=300),
             digest=_digest_from(fields.get_object("digest")),
-            stored_digest=_digest_from(stored),
+            stored_digest=_digest_from(stored) if stored.has("value") else None,
             stored_size_bytes=stored.get_int("size"),
             stored_format=stored.get_str("format", limit=20),
             disk_format=fields.get_str("disk_format", limit=20),
@@ -135,7 +136,7 @@ def cache_from(opened: Fields, answer: Fields, entries: list[CacheEntry]) -> Hos
     return HostCache(
         cache_path=opened.get_str("cache_path"),
         instances_path=opened.get_str("instances_path"),
-        entries=tuple(entries),
+        entries=tuple(sorted(entries, key=attrgetter("name"))),
         policy=_policy_from(answer.get_object("policy")),
         filesystem=answer.get_str("filesystem", limit=40),
         filesystem_size_bytes=answer.get_int("size"),
