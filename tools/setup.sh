@@ -20,6 +20,8 @@ qemu-img:qemu-utils
 tcsh:tcsh
 fish:fish
 objdump:binutils
+gcc:gcc
+/usr/include/stdio.h:libc6-dev
 ps:procps
 '
 BENCH_NEEDS='
