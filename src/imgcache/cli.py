@@ -40,6 +40,14 @@ COMMANDS = {
         "imgcache.commands.prune:prune",
         "Remove cached images that nothing uses and that are old, or in the way.",
     ),
+    "clean": (
+        "imgcache.commands.clean:clean",
+        "Remove what broken transfers left behind.",
+    ),
+    "verify": (
+        "imgcache.commands.verify:verify",
+        "Read the cached images again and compare them with what was noted.",
+    ),
     "delete": (
         "imgcache.commands.delete:delete",
         "Remove these images from the caches of hosts now.",

@@ -1,6 +1,7 @@
 """The options that commands share: one name, one meaning and one help text each."""
 
 from datetime import datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,24 @@ from imgcache.commands._values import (
 )
 from imgcache.policy import Amount
 from imgcache.ui.formats import Format
+
+
+class Source(StrEnum):
+    """Where hosts get the bytes."""
+
+    AUTO = "auto"
+    SERVICE = "service"
+    PUSH = "push"
+
+
+SourceOption = Annotated[
+    Source,
+    typer.Option(
+        "--source",
+        help="Hosts download from the image service themselves, or imgcache pushes the bytes over SSH.",
+    ),
+]
+
 
 ImageNames = Annotated[
     list[str],
@@ -201,7 +220,7 @@ MaxDelete = Annotated[
         "--max-delete",
         parser=parse_ceiling,
         metavar="N|PERCENT",
-        help="Refuse the whole run (exit code 3) when on any host more entries would be removed than "
+        help="Refuse the whole run (exit code 3) when on any host more images would be removed than "
         "this: 20 or 25%.",
     ),
 ]

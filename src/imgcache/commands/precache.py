@@ -1,8 +1,5 @@
 """``imgcache precache``: the main job."""
 
-from enum import StrEnum
-from typing import Annotated
-
 import typer
 
 from imgcache.commands._options import (
@@ -18,6 +15,8 @@ from imgcache.commands._options import (
     Quiet,
     Retries,
     ShownColumns,
+    Source,
+    SourceOption,
     Timeout,
     Verbose,
 )
@@ -25,23 +24,6 @@ from imgcache.commands._output import begin_output, invocation_of
 from imgcache.errors import ExitCode
 from imgcache.ui.formats import Format
 from imgcache.ui.report import OUTCOME_COLUMNS, report_listing
-
-
-class Source(StrEnum):
-    """Where hosts get the bytes."""
-
-    AUTO = "auto"
-    SERVICE = "service"
-    PUSH = "push"
-
-
-SourceOption = Annotated[
-    Source,
-    typer.Option(
-        "--source",
-        help="Hosts download from the image service themselves, or imgcache pushes the bytes over SSH.",
-    ),
-]
 
 
 def precache(  # noqa: PLR0917 - options are parameters in Typer

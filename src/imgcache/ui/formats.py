@@ -51,6 +51,8 @@ class Columns:
     """The column whose values are folded (``edge1-[01-17]``) where all others shown are equal."""
     units: Mapping[str, Callable[[float], str]] = field(default_factory=dict)
     """Column -> how a table writes its number; everything else gets the exact number."""
+    titles: Mapping[str, str] = field(default_factory=dict)
+    """Column -> its heading in a table, where its name does not do."""
     stand_ins: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Column -> what a table shows in its place, in parentheses, where there is none."""
 
@@ -173,6 +175,8 @@ def _table(listing: Listing, wanted: Sequence[str], *, detailed: bool) -> str:
     known = listing.columns
     columns = wanted or (known.detailed if detailed else known.shown)
     cells = [tuple(_table_cell(row, name, known) for name in columns) for row in listing.rows]
+    if not wanted:
+        columns, cells = _without_empty(columns, cells, known.units)
     if known.folded in columns and not detailed:
         cells = _fold(cells, columns.index(known.folded))
     numbers = {index for index, name in enumerate(columns) if name in known.units}
@@ -181,6 +185,19 @@ def _table(listing: Listing, wanted: Sequence[str], *, detailed: bool) -> str:
     if not wanted:
         parts += [_table(part, (), detailed=detailed) for part in listing.below]
     return "\n".join(part for part in parts if part)
+
+
+def _without_empty(
+    columns: Sequence[str], rows: list[tuple[str, ...]], numbers: Container[str]
+) -> tuple[Sequence[str], list[tuple[str, ...]]]:
+    """Leave out columns of numbers in which there is none."""
+    filled = [
+        index
+        for index, name in enumerate(columns)
+        if name not in numbers or any(row[index] for row in rows)
+    ]
+    kept = [tuple(row[index] for index in filled) for row in rows]
+    return [columns[index] for index in filled], kept
 
 
 def _table_cell(row: Row, name: str, columns: Columns) -> str:
@@ -196,8 +213,10 @@ def _table_cell(row: Row, name: str, columns: Columns) -> str:
 
 def _heading(name: str, columns: Columns) -> str:
     """Return a column's name for people; a number that is shown with its unit needs none there."""
+    if name in columns.titles:
+        return columns.titles[name]
     if name in columns.units:
-        name = re.sub(r"^bytes_|_(?:bytes|s|share)$", "", name)
+        name = re.sub(r"^bytes_|_(?:bytes|s)$", "", name)
     return name.upper().replace("_", " ")
 
 

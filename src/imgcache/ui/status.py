@@ -25,6 +25,16 @@ _SIZES = dict.fromkeys(
     ),
     size_text,
 )
+_TITLES = {
+    "own_filesystem": "OWN FS",
+    "filesystem_size_bytes": "FS SIZE",
+    "filesystem_free_bytes": "FREE",
+    "cache_share": "OF FS",
+    "used_share": "FS USED",
+    "reserved_host_disk_mb": "RESERVED MB",
+    "cache_reserve_mb": "CACHE NEEDS MB",
+    "evidence_problems": "PROBLEMS",
+}
 STATUS_COLUMNS = Columns(
     known=(
         "host",
@@ -85,6 +95,7 @@ STATUS_COLUMNS = Columns(
         "evidence_problems",
     ),
     folded="host",
+    titles=_TITLES,
     units={**_SIZES, "cache_share": share_text, "used_share": share_text},
 )
 TOTAL_COLUMNS = Columns(
@@ -107,6 +118,7 @@ TOTAL_COLUMNS = Columns(
         "filesystem_size_bytes",
         "filesystem_free_bytes",
     ),
+    titles=_TITLES,
     units=_SIZES,
 )
 
