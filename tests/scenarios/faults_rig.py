@@ -59,6 +59,7 @@ class Access:
     def for_image(self, image: Image, *, refused: Secret | None = None) -> ServiceAccess:
         service = self._service
         with service.lock:
+            service.granted += 1
             if refused is not None and refused.reveal() == f"token-{service.tokens}":
                 service.tokens += 1
             token = Secret(f"token-{service.tokens}")
@@ -76,6 +77,8 @@ class Service(ImageService):
     ca_pem: str | None = None
     insecure: bool = False
     tokens: int = 1
+    granted: int = 0
+    """How often a host was given access."""
     lock: threading.Lock = field(default_factory=threading.Lock)
     serves_hosts: bool = True
 
@@ -109,9 +112,10 @@ class Service(ImageService):
         where = urlsplit(self.server.url)
         connection = http.client.HTTPConnection(where.netloc, timeout=20)
         headers = {"Range": f"bytes={offset}-"} if offset else {}
+        closing = contextlib.ExitStack()
         try:
             connection.request("GET", self.target(image), headers=headers)
-            answer = connection.getresponse()
+            answer = closing.enter_context(connection.getresponse())
             if answer.status not in {200, 206}:
                 message = f"the service answered {answer.status}"
                 kind = ImageServiceUnreachableError if answer.status >= 500 else ImageServiceError
@@ -121,6 +125,7 @@ class Service(ImageService):
             message = f"the service cannot be read: {error}"
             raise ImageServiceUnreachableError(message) from error
         finally:
+            closing.close()
             connection.close()
 
 

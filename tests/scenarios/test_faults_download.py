@@ -103,7 +103,7 @@ def test_without_retries_nothing_is_repeated(rig: Rig) -> None:
 @pytest.mark.row("N1")
 def test_faults_of_several_kinds_share_one_number_of_repetitions(rig: Rig) -> None:
     rig.add(
-        DATA, http.reset_after(1000), http.status(503), http.truncate_after(2000), http.status(500),
+        DATA, http.reset_after(1000), http.stall_after(0), http.status(500), http.stall_after(0),
         http.serve(),
     )  # fmt: skip
     (outcome,) = rig.run(retries=3)
