@@ -158,6 +158,9 @@ class HostContext(Protocol):
     def converse(self, modules: Sequence[str]) -> AbstractAsyncContextManager[Conversation]:
         """Connect and start the helper with these of its modules; one connection per host and run."""
 
+    def alone_on(self, storage_id: str) -> AbstractAsyncContextManager[None]:
+        """Wait until no other host of this run works on this storage, lending the place meanwhile."""
+
     def begin(self, image: Image) -> None:
         """Say that an order about this image is on its way.
 
@@ -294,8 +297,13 @@ class Driver(ABC):
         base_names: Sequence[str],
         until: datetime | None,
         on_row: Callable[[NoteRow], None],
+        *,
+        extend: bool = False,
     ) -> None:
-        """Pin entries until a time (``PIN_FOREVER`` too), or unpin them (None)."""
+        """Pin entries until a time (``PIN_FOREVER`` too), or unpin them (None).
+
+        ``extend``: a pin that ends later stays as it is.
+        """
         self._no_life()
 
     async def renew(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 #: What a host that has everything needs; a host that lacks something gets the others as well.
 WARM_MODULES = ("conf", "cache")
 PROBE_MODULES = ("conf", "cache", "watch", "qemu", "download", "probe")
+STORAGE_MODULES = ("mounts", "facts")
 FETCH_MODULES = ("watch", "staging", "formats", "qemu", "download", "fetch")
 
 #: Nova's images types whose hosts must not get base files.
@@ -96,10 +97,7 @@ class LibvirtDriver(Driver):
                 for image in absent:
                     _report_dry_run(context, image)
             elif absent:
-                talk.load(FETCH_MODULES)
-                given_up: set[SourceKind] = set()
-                for image in absent:
-                    await fetch_image(context, talk, image, given_up)
+                await self._fetch_once(context, talk, absent)
 
     async def check(
         self, context: HostContext, service: ServiceAccess | None
@@ -171,9 +169,11 @@ class LibvirtDriver(Driver):
         base_names: Sequence[str],
         until: datetime | None,
         on_row: Callable[[NoteRow], None],
+        *,
+        extend: bool = False,
     ) -> None:
         """See ``Driver.pin``."""
-        await libvirt_life.pin(context, base_names, until, on_row)
+        await libvirt_life.pin(context, base_names, until, on_row, extend=extend)
 
     async def renew(
         self,
@@ -183,6 +183,24 @@ class LibvirtDriver(Driver):
     ) -> None:
         """See ``Driver.renew``."""
         await libvirt_life.renew(context, sizes, on_row)
+
+    async def _fetch_once(
+        self, context: HostContext, talk: Conversation, absent: Sequence[Image]
+    ) -> None:
+        """Fetch what is absent; hosts that share a storage one after the other, the first for all."""
+        talk.load((*FETCH_MODULES, *STORAGE_MODULES))
+        storage = await _storage_id(talk)
+        if storage is None:
+            await _fetch_all(context, talk, absent)
+            return
+        async with context.alone_on(storage):
+            touches = [(image, self._order_touch(context, talk, image)) for image in absent]
+            still_absent = [
+                image
+                for image, order in touches
+                if not await self._touched(context, talk, image, order)
+            ]
+            await _fetch_all(context, talk, still_absent)
 
     @staticmethod
     def _order_touch(context: HostContext, talk: Conversation, image: Image) -> Order:
@@ -210,6 +228,24 @@ class LibvirtDriver(Driver):
         if not touched:
             context.notice(f"{image.name}: {reason}")
         return True
+
+
+async def _fetch_all(context: HostContext, talk: Conversation, images: Sequence[Image]) -> None:
+    given_up: set[SourceKind] = set()
+    for image in images:
+        await fetch_image(context, talk, image, given_up)
+
+
+async def _storage_id(talk: Conversation) -> str | None:
+    """Return which storage the cache shares with other hosts; None: none, or that cannot be told.
+
+    Not knowing costs a second download at most: whoever publishes last finds the file there.
+    """
+    try:
+        answer = await talk.result(talk.order("storage"), timeout_s=ANSWER_S)
+    except OrderError:
+        return None
+    return answer.fields.opt_str("storage_id", limit=200)
 
 
 def _clock_check(offset_s: float) -> tuple[str, CheckState, str]:

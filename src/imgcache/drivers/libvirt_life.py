@@ -14,7 +14,7 @@ from imgcache.model import PIN_FOREVER
 from imgcache.transport.conversation import OrderError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from datetime import datetime
 
     from imgcache.drivers.base import HostContext, RemovalItem, RemovalRow
@@ -197,30 +197,25 @@ async def pin(
     base_names: Sequence[str],
     until: datetime | None,
     on_row: Callable[[NoteRow], None],
+    *,
+    extend: bool,
 ) -> None:
     """See ``Driver.pin``. The end of a pin is a moment, told by the host's own clock."""
     async with _opened(context, VERIFY_MODULES) as (talk, _):
-        await send_pins(talk, base_names, until, on_row)
-
-
-async def send_pins(
-    talk: Conversation,
-    base_names: Iterable[str],
-    until: datetime | None,
-    on_row: Callable[[NoteRow], None],
-) -> None:
-    """Pin or unpin in a conversation that has opened the cache and loaded ``verify``."""
-    when: object = None
-    if until is not None:
-        when = "forever" if until == PIN_FOREVER else until.timestamp() + talk.hello.clock_offset_s
-    orders = [(name, talk.order("pin", base=name, until=when)) for name in base_names]
-    for name, order in orders:
-        try:
-            answer = await talk.result(order, timeout_s=_ANSWER_S)
-        except OrderError as error:
-            on_row(NoteRow(name, NoteState.FAILED, error.code, error.message))
-        else:
-            on_row(NoteRow(name, _pin_state(answer)))
+        when: object = None
+        if until is not None:
+            end = until.timestamp() + talk.hello.clock_offset_s
+            when = "forever" if until == PIN_FOREVER else end
+        orders = [
+            (name, talk.order("pin", base=name, until=when, extend=extend)) for name in base_names
+        ]
+        for name, order in orders:
+            try:
+                answer = await talk.result(order, timeout_s=_ANSWER_S)
+            except OrderError as error:
+                on_row(NoteRow(name, NoteState.FAILED, error.code, error.message))
+            else:
+                on_row(NoteRow(name, _pin_state(answer)))
 
 
 _PIN_STATES = frozenset(

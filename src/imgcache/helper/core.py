@@ -24,6 +24,7 @@ ORDERS = {
     "touch": "cache",
     "fetch": "fetch",
     "probe": "probe",
+    "storage": "facts",
     "list": "entries",
     "remove": "removal",
     "clean": "clean",

@@ -62,11 +62,11 @@ class Paced:
 class Hashing:
     """Hashes an open file in a thread of the lowest priority, which ends with it."""
 
-    def __init__(self, fd, size, algo, rate, watch):
+    def __init__(self, fd, size, algo, rate, work):
         self.fd = fd
         self.size = size
-        self.paced = Paced(algo, rate, watch.check)
-        self.watch = watch
+        self.paced = Paced(algo, rate, work.check)
+        self.work = work
         self.error = None
 
     def run(self):
@@ -81,10 +81,10 @@ class Hashing:
     def _work(self):
         try:
             _step_back()
-            self.watch.tell("hash", 0, self.size)
+            self.work.tell("hash", 0, self.size)
             for done in hash_sparse(self.fd, self.size, self.paced):
-                self.watch.check()
-                self.watch.tell("hash", done, self.size)
+                self.work.check()
+                self.work.tell("hash", done, self.size)
         except BaseException as error:  # noqa: BLE001 - it is raised again where it is waited for
             self.error = error
 
@@ -123,7 +123,7 @@ def _answer(state, reason=None, algo=None, value=None, size=None):
     return {"state": state, "reason": reason, "algo": algo, "value": value, "size": size}
 
 
-def _verify(cache, order, watch):
+def _verify(cache, order, work):
     base = order["base"]
     fd = open_settled(cache, base)
     if fd is None:
@@ -140,7 +140,7 @@ def _verify(cache, order, watch):
         algo = stored["algo"] if managed else order.get("algo")
         if not algo:
             return _answer("unmanaged", "nothing is written down about it", size=size)
-        value = Hashing(fd, size, algo, order["rate"], watch).run()
+        value = Hashing(fd, size, algo, order["rate"], work).run()
         _check_unchanged(cache, base, before, os.fstat(fd))
     finally:
         os.close(fd)
@@ -166,19 +166,29 @@ def _check_unchanged(cache, base, before, after):
 def order_verify(session, order):
     """Compare a stored file with its manifest."""
     cache = entries.opened(session)
-    with entries.Work(session, order) as watch:
-        return _verify(cache, order, watch)
+    with entries.Work(session, order) as work:
+        return _verify(cache, order, work)
+
+
+def _is_time(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def order_pin(session, order):
     """Pin a final until a time, for ever, or no more."""
     cache, base = entries.opened(session), order["base"]
     until = order["until"]
-    if not (until is None or until == "forever" or isinstance(until, (int, float))):
+    if not (until is None or until == "forever" or _is_time(until)):
         raise Failure("protocol", "not a time to pin until")
     if cache.find(base) is None:
         return {"state": "absent"}
-    if cache.own_fd is None or cache.change_manifest(base, lambda it: it.update(pin=until)) is None:
+
+    def note(manifest):
+        held = manifest.get("pin") if order.get("extend") else None
+        if held is None or (_is_time(held) and (until == "forever" or until > held)):
+            manifest["pin"] = until
+
+    if cache.own_fd is None or cache.change_manifest(base, note) is None:
         return {"state": "unmanaged"}
     return {"state": "unpinned" if until is None else "pinned"}
 

@@ -68,6 +68,8 @@ class Engine:
         self.interrupt = interrupt
         self.dry_run = dry_run
         self.places = asyncio.Semaphore(limits.concurrency)
+        self.storages: dict[str, asyncio.Lock] = {}
+        """Storage that hosts share -> held by the one at work there."""
         self.failures: dict[str, HostFailure] = {}
         """Host name -> why its work ended early; for work that reports more than images."""
 

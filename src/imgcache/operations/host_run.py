@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from imgcache.errors import ErrorCode
@@ -13,7 +14,7 @@ from imgcache.plan import FAILED_WORDS, HostFailure, Outcome, OutcomeWord, Sourc
 from imgcache.transport.conversation import start_conversation
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from imgcache.model import Host, Image
@@ -60,6 +61,31 @@ class HostRun:
     def converse(self, modules: Sequence[str]) -> AbstractAsyncContextManager[Conversation]:
         """See ``HostContext``."""
         return start_conversation(self._engine.transport, self.host, modules)
+
+    @asynccontextmanager
+    async def alone_on(self, storage_id: str) -> AsyncIterator[None]:
+        """See ``HostContext``."""
+        lock = self._engine.storages.setdefault(storage_id, asyncio.Lock())
+        if lock.locked():
+            await self._acquire_elsewhere(lock)
+        else:
+            await lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    async def _acquire_elsewhere(self, lock: asyncio.Lock) -> None:
+        """Wait for a lock without this host's place; get the place back."""
+        self._engine.places.release()
+        self.has_place = False
+        await lock.acquire()
+        try:
+            await self._engine.places.acquire()
+        except BaseException:
+            lock.release()
+            raise
+        self.has_place = True
 
     def begin(self, image: Image) -> None:
         """See ``HostContext``."""

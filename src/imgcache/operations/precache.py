@@ -13,6 +13,7 @@ from imgcache.drivers.registry import DRIVERS
 from imgcache.events import Notice, RunEnded, RunStarted
 from imgcache.operations.engine import Engine, Limits
 from imgcache.operations.interrupt import interrupt_on_signals
+from imgcache.operations.keep import PrecacheAndPin, pin_end
 from imgcache.operations.parallelism import fit_concurrency
 from imgcache.operations.selection import select_hosts
 from imgcache.operations.sources import RunSources, source_kinds
@@ -46,6 +47,8 @@ class PrecacheRequest:
     timeout_s: float = 1800.0
     source: SourcePolicy = "auto"
     dry_run: bool = False
+    keep_for_s: float | None = None
+    """Pin what is cached, or was there already, for so long; None: do not pin."""
 
 
 def plan_precache(
@@ -54,10 +57,12 @@ def plan_precache(
     """Return which images go to which hosts; reads only, and contacts no host.
 
     Raises:
-        UsageError: the selection makes no sense; found before the image service is asked.
+        UsageError: the selection or ``keep_for_s`` makes no sense; found before the image service is asked.
         ImageServiceError: an image cannot be cached, or the service cannot be used.
     """
     hosts = select_hosts(inventory, request.selection)
+    if request.keep_for_s is not None:
+        pin_end(request.keep_for_s)
     source_kinds(request.source, service)
     images = service.find_images(request.names)
     return PrecachePlan(images=images, hosts=hosts)
@@ -117,7 +122,10 @@ async def execute_precache(
                 interrupt=interrupt,
                 dry_run=request.dry_run,
             )
-            outcomes = await engine.run(plan.hosts, plan.images, _precache_host)
+            work = _precache_host
+            if request.keep_for_s is not None and not request.dry_run:
+                work = PrecacheAndPin(pin_end(request.keep_for_s))
+            outcomes = await engine.run(plan.hosts, plan.images, work)
     sink.emit(RunEnded(interrupted=interrupt.is_set()))
     return Report(
         run_id=run_id,

@@ -1,0 +1,166 @@
+"""Precache with ``--keep-for``: what is cached is pinned before it is reported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from imgcache.drivers.base import NoteRow, NoteState
+from imgcache.errors import ErrorCode, UsageError
+from imgcache.operations.fleet import driver_of
+from imgcache.plan import OutcomeWord
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from imgcache.drivers.base import Sources
+    from imgcache.model import Host, Image
+    from imgcache.operations.host_run import HostRun
+    from imgcache.plan import SourceKind
+    from imgcache.transport.conversation import Conversation
+
+_THERE = frozenset({OutcomeWord.CACHED, OutcomeWord.EXISTING})
+
+
+def pin_end(keep_for_s: float) -> datetime:
+    """Return when a pin of so many seconds, made now, ends.
+
+    Raises:
+        UsageError: no such time lies ahead.
+    """
+    try:
+        end = datetime.now(UTC) + timedelta(seconds=keep_for_s)
+    except (OverflowError, ValueError):
+        end = None
+    if end is None or not keep_for_s > 0:
+        message = f"--keep-for: {keep_for_s:g} s makes no sense"
+        raise UsageError(message, hint="give a time such as 72h; to keep for ever, pin it")
+    return end
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """An outcome that waits for its pin."""
+
+    image: Image
+    outcome: OutcomeWord
+    code: ErrorCode | None
+    reason: str | None
+    source: SourceKind | None
+    bytes_fetched: int
+
+
+class PrecacheAndPin:
+    """Work for ``Engine.run``: precaches on a host, then pins there what the host has."""
+
+    def __init__(self, until: datetime) -> None:
+        self._until = until
+        self._held: dict[str, dict[str, _Held]] = {}
+
+    async def __call__(self, context: HostRun, images: Sequence[Image]) -> None:
+        """Do the work; called again, for the images without an outcome, when contact was lost."""
+        held = self._held.setdefault(context.host.name, {})
+        driver = driver_of(context.host)
+        left = [image for image in images if image.id not in held]
+        if left:
+            await driver.precache(_Holding(context, held), left)
+        rows: dict[str, NoteRow] = {}
+        if held:
+            names = [one.image.base_name for one in held.values()]
+
+            def note(row: NoteRow) -> None:
+                rows[row.base_name] = row
+
+            await driver.pin(context, names, self._until, note, extend=True)
+        for one in list(held.values()):
+            del held[one.image.id]
+            _report(context, one, rows[one.image.base_name])
+
+
+def _report(context: HostRun, one: _Held, row: NoteRow) -> None:
+    if row.state is NoteState.PINNED:
+        context.report(
+            one.image,
+            one.outcome,
+            code=one.code,
+            reason=one.reason,
+            source=one.source,
+            bytes_fetched=one.bytes_fetched,
+        )
+        return
+    code = row.code or (
+        ErrorCode.UNMANAGED if row.state is NoteState.UNMANAGED else ErrorCode.ABSENT
+    )
+    why = row.reason or f"the entry is {row.state}"
+    context.report(
+        one.image,
+        OutcomeWord.ERROR,
+        code=code,
+        reason=f"{one.outcome}, but not pinned: {why}",
+        source=one.source,
+        bytes_fetched=one.bytes_fetched,
+    )
+
+
+class _Holding:
+    """A ``HostContext`` that keeps back the outcomes of images that are there."""
+
+    def __init__(self, inner: HostRun, held: dict[str, _Held]) -> None:
+        self._inner = inner
+        self._held = held
+        self.host: Host = inner.host
+        self.sources: Sources = inner.sources
+        self.dry_run = inner.dry_run
+        self.retries = inner.retries
+        self.run_id = inner.run_id
+
+    def converse(self, modules: Sequence[str]) -> AbstractAsyncContextManager[Conversation]:
+        """See ``HostContext``."""
+        return self._inner.converse(modules)
+
+    def alone_on(self, storage_id: str) -> AbstractAsyncContextManager[None]:
+        """See ``HostContext``."""
+        return self._inner.alone_on(storage_id)
+
+    def begin(self, image: Image) -> None:
+        """See ``HostContext``."""
+        self._inner.begin(image)
+
+    def report(
+        self,
+        image: Image,
+        outcome: OutcomeWord,
+        *,
+        code: ErrorCode | None = None,
+        reason: str | None = None,
+        source: SourceKind | None = None,
+        bytes_fetched: int = 0,
+    ) -> None:
+        """See ``HostContext``."""
+        if outcome in _THERE:
+            self._held[image.id] = _Held(image, outcome, code, reason, source, bytes_fetched)
+        else:
+            self._inner.report(
+                image,
+                outcome,
+                code=code,
+                reason=reason,
+                source=source,
+                bytes_fetched=bytes_fetched,
+            )
+
+    def progress(self, image: Image, phase: str, done_bytes: int, total_bytes: int) -> None:
+        """See ``HostContext``."""
+        self._inner.progress(image, phase, done_bytes, total_bytes)
+
+    def notice(self, message: str, *, hint: str | None = None) -> None:
+        """See ``HostContext``."""
+        self._inner.notice(message, hint=hint)
+
+    async def back_off(
+        self, image: Image | None, attempt: int, reason: str, after_s: float | None
+    ) -> None:
+        """See ``HostContext``."""
+        await self._inner.back_off(image, attempt, reason, after_s)
