@@ -73,7 +73,7 @@ def make_page() -> str:
     ]
     for name in COMMANDS:
         command = load_command(name)
-        parts += [f".SS {_roff(_synopsis(name, command))}\n{_roff(command.help)}\n"]
+        parts += [f".SS {_roff(_synopsis(name, command))}\n{_paragraphs(command.help)}\n"]
         own = command.context_class(command, info_name=name, parent=ctx, **command.context_settings)
         parts += [_options(command, own)]
     return "".join(parts) + _TAIL
@@ -82,8 +82,25 @@ def make_page() -> str:
 def _synopsis(name: str, command: Any) -> str:
     arguments = [param for param in command.params if param.param_type_name == "argument"]
     return " ".join(
-        ["imgcache", name, "[options]", *(f"{param.metavar}..." for param in arguments)]
+        [
+            "imgcache",
+            name,
+            "[options]",
+            *(f"{p.metavar}..." if p.required else f"[{p.metavar}...]" for p in arguments),
+        ]
     )
+
+
+def _paragraphs(text: str) -> str:
+    """Return a help text as roff; a paragraph that begins with a backspace keeps its lines."""
+    made = []
+    for part in text.strip().split("\n\n"):
+        if part.startswith("\b\n"):
+            lines = [_roff(line) for line in part.splitlines()[1:]]
+            made.append("\n".join([".nf", *lines, ".fi"]))
+        else:
+            made.append(_roff(part))
+    return "\n.PP\n".join(made)
 
 
 def _options(command: Any, ctx: Any) -> str:

@@ -91,7 +91,12 @@ OutputFormat = Annotated[
 ]
 ShownColumns = Annotated[
     list[str] | None,
-    typer.Option("--column", "-c", metavar="NAME", help="Show this column only; may be repeated."),
+    typer.Option(
+        "--column",
+        "-c",
+        metavar="NAME",
+        help="Show this column only; may be repeated. A wrong name lists them all.",
+    ),
 ]
 Verbose = Annotated[
     int,
@@ -250,7 +255,7 @@ Invalid = Annotated[
     bool,
     typer.Option(
         "--invalid",
-        help="Also remove images whose size, format or digest is wrong; reads every file.",
+        help="Also remove images whose size, format or digest is wrong; reads whole files.",
     ),
 ]
 Repair = Annotated[

@@ -55,10 +55,10 @@ def clean(  # noqa: PLR0917 - options are parameters in Typer
     less than one hour, when nobody holds its lock, and when no process has it open; a live transfer is kept,
     also one of another controller.
 
-    With --invalid it also reads every image that imgcache put there or adopted, and removes those whose size,
-    format or digest is not what was noted, under all guards of imgcache prune: nothing that is in use by
-    any evidence there is, nothing pinned, nothing younger than one hour, nothing on a host where not all
-    evidence can be read. To have them fetched again instead, use imgcache verify --repair.
+    With --invalid it also looks at the images that could be removed, and removes those whose size, format or
+    digest is not what was noted, under all guards of imgcache prune: nothing that is in use by any evidence
+    there is, nothing pinned, nothing younger than one hour, nothing on a host where not all evidence can be
+    read. To see what is damaged, use imgcache verify; to have it fetched again, imgcache verify --repair.
 
     \b
     Examples:

@@ -10,6 +10,7 @@ from imgcache.commands._options import (
     Exclude,
     Hosts,
     ImageNames,
+    KeepFor,
     LogFile,
     OutputFormat,
     Quiet,
@@ -37,6 +38,7 @@ def precache(  # noqa: PLR0917 - options are parameters in Typer
     retries: Retries = 3,
     timeout: Timeout = "30m",  # type: ignore[assignment]  # Typer parses it
     source: SourceOption = Source.AUTO,
+    keep_for: KeepFor = None,
     dry_run: DryRun = False,
     form: OutputFormat = Format.TABLE,
     column: ShownColumns = None,
@@ -44,7 +46,19 @@ def precache(  # noqa: PLR0917 - options are parameters in Typer
     quiet: Quiet = False,
     log_file: LogFile = None,
 ) -> ExitCode:
-    """Put images into the caches of hosts before they are needed, or renew those that are there."""
+    """Put images into the caches of hosts before they are needed, or renew those that are there.
+
+    An image that a host has is not fetched again: its age is renewed, so that Nova keeps it for another 24h.
+    Each image that it lacks is downloaded there (or pushed over SSH), verified against the image service's
+    digest, inspected, converted to raw where the host's nova.conf wants that, and published under the name
+    at which Nova looks, whole or not at all. --keep-for pins the images as it goes; see imgcache pin.
+
+    \b
+    Examples:
+      imgcache precache --aggregate edge-1 debian-12 rescue
+      imgcache precache --all --keep-for 72h debian-12
+      imgcache precache --host edge1-[01-05] --dry-run debian-12
+    """  # noqa: D301 - \b is how a paragraph keeps its lines
     output = begin_output(
         ctx,
         OUTCOME_COLUMNS,
@@ -64,7 +78,14 @@ def precache(  # noqa: PLR0917 - options are parameters in Typer
         tuple(aggregate or ()), tuple(host or ()), tuple(exclude or ()), all_hosts
     )
     request = PrecacheRequest(
-        selection, tuple(images), concurrency, retries, timeout, source.value, dry_run
+        selection,
+        tuple(images),
+        concurrency,
+        retries,
+        timeout,
+        source.value,
+        dry_run,
+        keep_for_s=keep_for,
     )
     called = invocation_of(ctx)
     inventory = load_inventory(called.inventory)
