@@ -26,12 +26,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imgcache.transport.local import LocalTransport
-
 from imgcache.drivers.libvirt import FETCH_MODULES, WARM_MODULES
 from imgcache.drivers.libvirt_fetch import DEFAULT_LIMITS
 from imgcache.model import Host, HostSettings
 from imgcache.transport.conversation import start_conversation
+from imgcache.transport.local import LocalTransport
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

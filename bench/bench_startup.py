@@ -39,9 +39,8 @@ def main() -> None:
     if arguments.binary.exists():
         binary = median_ms([str(arguments.binary), "--help"], arguments.rounds)
         size_mib = arguments.binary.stat().st_size / 2**20
-        print(
-            f"{arguments.binary} --help    {binary:6.0f} ms (target 400), {binary / bare:.1f} x, {size_mib:.0f} MiB"
-        )
+        figures = f"{binary / bare:.1f} x, {size_mib:.0f} MiB"
+        print(f"{arguments.binary} --help    {binary:6.0f} ms (target 400), {figures}")
     else:
         print(f"{arguments.binary}: skipped, not built (make binary)")
 

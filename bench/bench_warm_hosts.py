@@ -96,7 +96,9 @@ def contenders(folder: Path, hosts: int, concurrency: int) -> dict[str, list[str
             sys.executable, "-m", "imgcache", "--inventory", str(folder / "inventory.yaml"), "precache",
             "--aggregate", "warm", "--concurrency", str(concurrency), "-q", "-f", "json", "tiny",
         ],
-        "bare asyncssh": [sys.executable, str(here / "bare_connect.py"), str(folder), str(hosts), str(concurrency)],
+        "bare asyncssh": [
+            sys.executable, str(here / "bare_connect.py"), str(folder), str(hosts), str(concurrency),
+        ],
     }  # fmt: skip
     if shutil.which("clush"):
         found["clush"] = [
@@ -121,7 +123,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     enter_namespace()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536), hard))
     with tempfile.TemporaryDirectory(prefix="imgcache-bench-") as name:
         folder = Path(name)
@@ -150,13 +152,13 @@ def show(figures: dict[str, list[Figures]], arguments: argparse.Namespace) -> No
             f"  {key:14} wall {middle(key, 'wall_s'):7.2f} s  controller CPU {middle(key, 'cpu_s'):6.2f} s"
             f"  peak {middle(key, 'peak_mib'):5.0f} MiB"
         )
-    for key in figures:
+    for key, theirs_all in figures.items():
         if key == "imgcache":
             continue
         ratios = {
             field: statistics.median(
                 getattr(ours, field) / getattr(theirs, field)
-                for ours, theirs in zip(figures["imgcache"], figures[key], strict=True)
+                for ours, theirs in zip(figures["imgcache"], theirs_all, strict=True)
             )
             for field in ("wall_s", "cpu_s")
         }

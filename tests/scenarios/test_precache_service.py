@@ -267,9 +267,9 @@ def test_a_clean_200_that_is_short_is_caught(
 
 
 def test_glance_without_keystone_by_endpoint(fleet: Fleet, glance_plain: Glance) -> None:
-    image_id = glance_plain.upload("open", RAW)
+    image_id = glance_plain.upload("open-served", RAW)
     fleet.image_service = {"kind": "glance", "endpoint": glance_plain.url}
-    done = fleet.run("precache", "--all", "open", "-f", "json")
+    done = fleet.run("precache", "--all", "open-served", "-f", "json")
     assert done.returncode == 0, done.stderr
     assert {one["source"] for one in json.loads(done.stdout)["outcomes"]} == {"service"}
     assert fleet.final("edge1-03", image_id).read_bytes() == RAW

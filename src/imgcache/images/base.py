@@ -24,7 +24,7 @@ class HostAccess(Protocol):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the operator should know: an admin role in the token, no certificate check, …"""
+        """What the operator should know, such as an admin role in the token; grows until access ends."""
 
     def for_image(self, image: Image, *, refused: Secret | None = None) -> ServiceAccess:
         """Return what a host needs to fetch ``image``; blocks while a new token is made.
