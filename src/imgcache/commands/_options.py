@@ -283,7 +283,7 @@ RateLimit = Annotated[
 PinFor = Annotated[
     float | None,
     typer.Option(
-        "--for", parser=parse_span, metavar="AGE", help="Until so long from now: 12h, 30d, 1y."
+        "--for", parser=parse_span, metavar="AGE", help="Until so long from now: 12h, 30d, 8w."
     ),
 ]
 PinUntil = Annotated[

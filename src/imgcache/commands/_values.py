@@ -13,7 +13,7 @@ from imgcache.policy import Amount
 
 _NUMBER = r"\d+(?:\.\d+)?"
 _UNIT = r"(?:seconds?|secs?|s|minutes?|mins?|m|hours?|h|days?|d)(?![a-z])"
-_LONG_UNIT = rf"(?:{_UNIT}|(?:weeks?|w|years?|y)(?![a-z]))"
+_LONG_UNIT = rf"(?:{_UNIT}|(?:weeks?|w)(?![a-z]))"
 #: A number of seconds, or numbers with their units; the library that reads them takes one at a time.
 _DURATION = re.compile(rf"{_NUMBER}|(?:{_NUMBER}\s*{_UNIT}\s*)+", re.ASCII)
 _AGE = re.compile(rf"0|(?:{_NUMBER}\s*{_LONG_UNIT}\s*)+", re.ASCII)
@@ -40,10 +40,10 @@ def parse_duration(value: str) -> float:
 
 
 def parse_age(value: str) -> float:
-    """Return the seconds of ``24h``, ``90m``, ``7d``, ``2w`` or ``1y``; a number alone is no age, save 0."""
+    """Return the seconds of ``24h``, ``90m``, ``7d`` or ``2w``; a number alone is no age, save 0."""
     text = value.strip().lower()
     if not _AGE.fullmatch(text):
-        message = f"{value!r} is not an age; write 90m, 24h, 7d, 2w or 1y"
+        message = f"{value!r} is not an age; write 90m, 24h, 7d or 2w"
         raise typer.BadParameter(message)
     return _seconds(text)
 

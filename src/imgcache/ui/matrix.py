@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -33,6 +34,7 @@ SIGNS = {
 }
 _GONE_MARK = "*"
 _GAP = "  "
+_CORNER = "HOST"
 #: Names longer than this are cut in the middle.
 _MAX_NAME = 24
 #: Narrower than this, wrapping does not help any more.
@@ -65,7 +67,10 @@ def matrix_text(report: ListReport, width: int) -> str:
     if not rows:
         return ""
     width = max(width, _MIN_WIDTH)
-    host_width = min(max(width_of(printable(hosts, 10_000)) for hosts, _ in rows), width * 2 // 5)
+    host_width = min(
+        max(len(_CORNER), *(width_of(printable(hosts, 10_000)) for hosts, _ in rows)),
+        width * 2 // 5,
+    )
     titles = [column.title for column in columns]
     room = width - host_width
     numbered = sum(len(_GAP) + width_of(title) for title in titles) > room
@@ -74,7 +79,7 @@ def matrix_text(report: ListReport, width: int) -> str:
         _block(rows, heads, part, host_width)
         for part in _parts([width_of(one) for one in heads], room)
     ]
-    legend = _legend({sign for _, signs in rows for sign in signs}, columns)
+    legend = _legend({sign for _, signs in rows for sign in signs}, columns, width)
     names = _names(titles, width) if numbered else ""
     return "\n".join(part for part in (*blocks, names, legend) if part)
 
@@ -144,7 +149,7 @@ def _parts(widths: Sequence[int], room: int) -> list[range]:
 def _block(
     rows: Iterable[tuple[str, tuple[str, ...]]], heads: Sequence[str], part: range, host_width: int
 ) -> str:
-    lines = [_line("HOST", [(heads[index], heads[index]) for index in part], host_width)]
+    lines = [_line(_CORNER, [(heads[index], heads[index]) for index in part], host_width)]
     for hosts, signs in rows:
         first, *more = _wrap(printable(hosts, 10_000), host_width)
         lines.append(_line(first, [(heads[index], signs[index]) for index in part], host_width))
@@ -190,10 +195,10 @@ def _names(titles: Sequence[str], width: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _legend(signs: set[str], columns: Sequence[_Column]) -> str:
+def _legend(signs: set[str], columns: Sequence[_Column], width: int) -> str:
     if not columns:
         return "no images there\n"
     said = [f"{sign} {text}" for sign, text in SIGNS.items() if sign in signs]
     if any(column.gone for column in columns):
         said.append(f"{_GONE_MARK} gone from the image service")
-    return f"{', '.join(said)}\n"
+    return "\n".join(textwrap.wrap(", ".join(said), width)) + "\n"
