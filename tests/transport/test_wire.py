@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from contextlib import contextmanager
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -167,6 +168,16 @@ def test_bad_json_is_refused(line: bytes) -> None:
 def test_brackets_within_strings_are_no_nesting() -> None:
     frame = parse_frame(b'{"a":"' + b"[{" * 100 + b'\\"["}')
     assert frame.get_str("a").startswith("[{[{")
+
+
+@pytest.mark.row("M3")
+@pytest.mark.parametrize("piece", [b'\\"', b'"', b"\\", b'"\\', b'"{'])
+def test_no_frame_takes_long_to_parse(piece: bytes) -> None:
+    line = (b'{"a":[[[[[[[[["' + piece * MAX_LINE_BYTES)[: MAX_LINE_BYTES - 1]
+    before = time.process_time()
+    with pytest.raises(HostError):
+        parse_frame(line)
+    assert time.process_time() - before < 1
 
 
 def test_depth_of_eight_is_allowed() -> None:

@@ -37,7 +37,9 @@ BURST_BYTES, BYTES_PER_S, BYTES_PER_ORDER = 1024 * 1024, 100 * 1024, 4096
 BURST_FRAMES, FRAMES_PER_S, FRAMES_PER_ORDER = 500, 50, 4
 
 _ENDLESS_NOISE = "noise without end before the helper's answer"
-_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+#: Never goes back, and takes a string without an end as well: else a host could make it search anew from
+#: every quote, half a minute for one frame.
+_STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _NOT_BRACKETS = re.compile(rb"[^{}\[\]]+")
 
 
