@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -52,7 +53,7 @@ def test_hosts_with_equal_rows_are_one_row() -> None:
     ],
 )
 def test_each_state_has_its_sign_and_the_legend_says_it(
-    given: dict[str, object], sign: str
+    given: dict[str, Any], sign: str
 ) -> None:
     text = matrix_text(list_report(listed("h1", **given)), 80)
     assert text.splitlines()[1].split() == ["h1", sign]
