@@ -85,6 +85,10 @@ def vmdk(descriptor: str | None = None, **changes: int) -> bytes:
     return data
 
 
+def vmdk_text(more: str) -> str:
+    return f'createType="monolithicSparse"\nRW 2048 SPARSE "a.vmdk"\n{more}'
+
+
 def mbr(*entries: bytes, size: int = MIB) -> bytes:
     """Return a disk with a partition table."""
     table = b"".join(entries).ljust(64, b"\0")
@@ -182,6 +186,17 @@ REFUSED = [
     ("R1", "qcow2", qcow2(l1_entries=(32 << 20) // 8 + 1)),
     ("R1", "qcow2", qcow2(l1_offset=1 << 62)),
     ("R1", "qcow2", qcow2()[:300]),
+    ("R1", "raw", qcow2(incompatible=4)[:300]),
+    ("R2", "raw", b"QFI\xfb\0\0\0\1".ljust(60, b"\0")),
+    ("R2", "raw", b"QED\0".ljust(60, b"\0")),
+    ("R2", "raw", vdi()[:100]),
+    ("R2", "ami", qcow2()),
+    ("R2", "raw", b"COWD".ljust(4096, b"\0")),
+    ("R3", "raw", b"# a\rb\n" + TEXT_VMDK + b"\xff"),
+    ("R3", "raw", b"# a\rb\xff\n\t\r\n" + TEXT_VMDK),
+    ("R3", "iso", iso(b"# a\rb\n" + TEXT_VMDK)),
+    ("R3", "vmdk", vmdk(vmdk_text('parentFileNameHint="/etc/passwd"\n'))),
+    ("R3", "vmdk", vmdk(vmdk_text("#".ljust(512) + '\nparentFileNameHint="x"\n'), desc_sectors=1)),
     ("R3", "vmdk", TEXT_VMDK),
     ("R3", "vmdk", vmdk(version=4)),
     ("R3", "vmdk", vmdk(desc_at=2)),

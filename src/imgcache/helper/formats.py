@@ -21,6 +21,7 @@ _AMAZON = ("ami", "ari", "aki")
 _TEXT = frozenset(range(0x20, 0x7F)) | frozenset(range(0x09, 0x0E)) | frozenset(range(0x1C, 0x20))
 _DESCRIPTOR_BYTES = (1 << 20) - 1
 _MAX_L1_BYTES = 32 << 20
+_VMDK_PARENT_BYTES = 20 * 512
 _GD_AT_END = 0xFFFFFFFFFFFFFFFF
 _ISO_WORDS = (b"CD001", b"NSR02", b"NSR03")
 _VHDX_REGIONS = 192 << 10
@@ -69,7 +70,9 @@ def inspect(fd, size, declared):
         raise  # the disk, not the image
     except Exception as error:  # noqa: BLE001 - hostile bytes: whatever they cause is a reject
         _reject("its content could not be judged (%s)" % type(error).__name__)
-    if not (matched == declared or declared in _AMAZON or (declared, matched) == ("raw", "gpt")):
+    # stricter: of the others qemu-img says that they are not raw, and it may be missing here
+    amazon = declared in _AMAZON and matched in ("raw", "gpt", "iso")
+    if not (matched == declared or amazon or (declared, matched) == ("raw", "gpt")):
         _reject("it is declared %s, but its content is %s" % (declared, matched))
     return matched, virtual_size
 
@@ -78,12 +81,13 @@ def match(content):
     """Return the one format whose marks the content bears."""
     head, whole = content.head, content.size >= 512
     marks = {
-        "qcow2": whole and head.startswith(b"QFI\xfb"),
-        "qed": whole and head.startswith(b"QED\0"),
+        # stricter: also when shorter than a sector; qemu reads zeros behind the end, and takes it
+        "qcow2": head.startswith(b"QFI\xfb"),
+        "qed": head.startswith(b"QED\0"),
         "vhd": head.startswith(b"conectix"),
         "vhdx": head.startswith(b"vhdxfile"),
-        "vmdk": head.startswith(b"KDMV") or _is_text_descriptor(content),
-        "vdi": whole and head[0x40:0x44] == b"\x7f\x10\xda\xbe",
+        "vmdk": head.startswith((b"KDMV", b"COWD")) or _is_text_descriptor(content),
+        "vdi": head[0x40:0x44] == b"\x7f\x10\xda\xbe",
         "iso": content.size >= 34 << 10 and os.pread(content.fd, 5, 32769) in _ISO_WORDS,
         "gpt": whole
         and head[510:512] == b"\x55\xaa"
@@ -102,7 +106,7 @@ def _is_text_descriptor(content):
     """Whether qemu or Nova would take the content for a VMDK that is only text."""
     if not content.head:
         return False
-    for line in [part.strip(b" ") for part in content.head.replace(b"\r", b"\n").split(b"\n")]:
+    for line in [part.strip() for part in content.head.split(b"\n")]:
         if line and not line.startswith(b"#"):
             # stricter: the word alone decides, wherever createType comes
             if line.lower().startswith((b"version=1", b"version=2", b"version=3")):
@@ -139,7 +143,7 @@ def _check_qcow2(content):
 
 def _check_vmdk(content):
     if not content.head.startswith(b"KDMV"):
-        _reject("it is a VMDK that is only text, and names other files")  # stricter
+        _reject("it is a VMDK that is only text and names other files, or an old one")  # stricter
     header = content.at(0, 512)
     version, capacity, desc_at, desc_sectors, grain_dir = _vmdk_fields(header)
     if version not in (1, 2, 3):
@@ -150,6 +154,12 @@ def _check_vmdk(content):
         _reject("it states no size of its own")  # stricter: qemu would follow the descriptor
     length = min(desc_sectors * 512, _DESCRIPTOR_BYTES)
     _check_descriptor(content.at(512, length).split(b"\0")[0])
+    # stricter: qemu looks for a parent up to there, whatever length is stated
+    if (
+        b"parentfilenamehint"
+        in os.pread(content.fd, _VMDK_PARENT_BYTES, 512).split(b"\0")[0].lower()
+    ):
+        _reject("it has a parent")
     if grain_dir == _GD_AT_END:
         _check_footer(content, version, desc_sectors)
     return capacity * 512
