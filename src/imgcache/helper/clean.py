@@ -130,7 +130,7 @@ def _signature(status):
 
 
 def _check_age(status, least):
-    age = time.time() - max(status.st_mtime, status.st_ctime)
+    age = time.time() - status.st_mtime
     if age < 0:
         raise Kept("young", "its time lies %.0f s in the future, by this host's clock" % -age)
     if age < least:
@@ -139,5 +139,5 @@ def _check_age(status, least):
 
 def order_clean(session, order):
     """Remove dead staging files."""
-    with entries.Work(session, order) as watch:
-        return Clean(session, order, watch).run_all()
+    with entries.Work(session, order) as work:
+        return Clean(session, order, work).run_all()

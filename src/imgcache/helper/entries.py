@@ -72,10 +72,19 @@ class Work:
     def __init__(self, session, order):
         self.watch = watch_of(session)
         self.order = order
+        self.check = self.watch.check
+        self.before = self.last = 0
 
     def __enter__(self):
         self.watch.begin(self.order["id"], self.order.get("alive_s", _ALIVE_S))
-        return self.watch
+        return self
+
+    def tell(self, phase, done, total):
+        """Note how far it is; a second round goes on where the first one ended."""
+        if done < self.last:
+            self.before += self.last
+        self.last = done
+        self.watch.tell(phase, self.before + done, self.before + total)
 
     def __exit__(self, *_):
         self.watch.end()
@@ -197,10 +206,10 @@ def staging_names(cache):
 class Listing:
     """One order ``list``."""
 
-    def __init__(self, session, order, watch):
+    def __init__(self, session, order, work):
         self.cache = opened(session)
         self.order = order
-        self.watch = watch
+        self.work = work
         self.rows = Rows(session, order)
         self.manifests = frozenset()
         self.scan = None
@@ -234,7 +243,7 @@ class Listing:
                 status = status_of(name, self.cache.cache_fd)
                 if status is not None:
                     targets[name] = status.st_dev, status.st_ino
-        self.scan = usage.usage_of(self.cache).scan(targets, self.watch.tell)
+        self.scan = usage.usage_of(self.cache).scan(targets, self.work.tell)
         self.problems = list(self.scan.problems)
 
     def list_entry(self, name):
@@ -302,5 +311,5 @@ def _short(value):
 
 def order_list(session, order):
     """Send what is in the cache, and return what the host is."""
-    with Work(session, order) as watch:
-        return Listing(session, order, watch).run()
+    with Work(session, order) as work:
+        return Listing(session, order, work).run()

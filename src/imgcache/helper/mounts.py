@@ -8,10 +8,10 @@ Source: Linux ``Documentation/filesystems/proc.rst`` (``mountinfo``).
 import re
 
 #: All of FUSE may be a network's, save FUSE on a local disk (``fuseblk``).
-_SHARED = frozenset(
-    "nfs nfs4 cifs smb3 smbfs ceph glusterfs lustre gpfs beegfs ocfs2 gfs gfs2 afs pvfs2 orangefs"
-    " panfs wekafs quobyte 9p virtiofs fuse".split()  # noqa: SIM905 - twenty lines less
-)
+_SHARED = frozenset((
+    "nfs", "nfs4", "cifs", "smb3", "smbfs", "ceph", "glusterfs", "lustre", "gpfs", "beegfs", "ocfs2", "gfs",
+    "gfs2", "afs", "pvfs2", "orangefs", "panfs", "wekafs", "quobyte", "9p", "virtiofs", "fuse",
+))  # fmt: skip
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 

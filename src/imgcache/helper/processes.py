@@ -51,15 +51,16 @@ def _open_files(scan, path, user):
         link = "%s/%s" % (folder, number)
         try:
             target = os.readlink(link)
-            if not target.startswith("/") or target.startswith(_VIRTUAL):
-                continue
-            status = None if scan.elsewhere(target) else os.stat(link)
         except _GONE:
             continue
+        if not target.startswith("/") or target.startswith(_VIRTUAL):
+            continue
+        try:
+            status = None if scan.elsewhere(target) else os.stat(link)
         except PermissionError:
             raise
         except OSError:
-            status = None  # its server does not answer: the name must do
+            status = None  # closed just now, or its server does not answer: the name must do
         scan.seen(target, status and (status.st_dev, status.st_ino), user)
 
 

@@ -39,9 +39,9 @@ class Locks:
     A second descriptor of a lock file would, when closed, let go of the lock.
     """
 
-    def __init__(self, cache, watch):
+    def __init__(self, cache, work):
         self.cache = cache
-        self.watch = watch
+        self.work = work
         self.held = {}
 
     def take(self, name, wait_s):
@@ -54,7 +54,7 @@ class Locks:
             if lock in self.held:
                 continue
             try:
-                fd = self.cache.lock(lock, wait_s, check=self.watch.check)
+                fd = self.cache.lock(lock, wait_s, check=self.work.check)
             except Failure as failure:
                 if failure.code == "interrupted":
                     raise
@@ -75,10 +75,10 @@ class Locks:
 class Removal:
     """What ``remove`` and ``clean`` share: a batch of items, each with a guard."""
 
-    def __init__(self, session, order, watch):
+    def __init__(self, session, order, work):
         self.cache = entries.opened(session)
         self.order = order
-        self.watch = watch
+        self.work = work
         self.rows = entries.Rows(session, order)
         self.live = frozenset()
         self.holding = []
@@ -124,7 +124,7 @@ class Removal:
 
         ``items`` may be such pairs as well.
         """
-        locks, locked, busy = Locks(self.cache, self.watch), [], []
+        locks, locked, busy = Locks(self.cache, self.work), [], []
         deadline = time.monotonic() + wait_s
         try:
             for item in [item[0] if isinstance(item, tuple) else item for item in items]:
@@ -152,7 +152,7 @@ class Removal:
     def remove_all(self, items):
         """Decide again about items whose locks are held, and remove."""
         scan = self.look_for_users(items)
-        self.watch.check()
+        self.work.check()
         removed = []
         for item in items:
             try:
@@ -183,7 +183,7 @@ class Removal:
             status = entries.status_of(item["name"], self.cache.cache_fd)
             if status is not None:
                 targets[item["name"]] = status.st_dev, status.st_ino
-        return usage.usage_of(self.cache).scan(targets, self.watch.tell)
+        return usage.usage_of(self.cache).scan(targets, self.work.tell)
 
     def check_use(self, item, scan):
         """Keep what is used, or may be."""
@@ -296,5 +296,5 @@ def order_remove(session, order):
     """Remove finals."""
     if len(order["items"]) > 100:
         raise Failure("protocol", "more than 100 items")
-    with entries.Work(session, order) as watch:
-        return Remove(session, order, watch).run(order["items"])
+    with entries.Work(session, order) as work:
+        return Remove(session, order, work).run(order["items"])

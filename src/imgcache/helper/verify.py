@@ -35,8 +35,9 @@ _IOPRIO_SET = {
 }
 _IOPRIO_IDLE = 3 << 13
 _LOWEST = 19
-#: What this helper has read: (cache, base) -> what it found.
-_VERIFIED = {}  # type: ignore[var-annotated]
+#: The last file that this helper has hashed and nobody manages: its open descriptor, so that no other file
+#: can get its inode's number, and (cache, base, algorithm, digest).
+_PROVEN = [None, None]  # type: ignore[var-annotated]
 
 
 class Paced:
@@ -141,11 +142,12 @@ def _verify(cache, order, work):
         if not algo:
             return _answer("unmanaged", "nothing is written down about it", size=size)
         value = Hashing(fd, size, algo, order["rate"], work).run()
-        _check_unchanged(cache, base, before, os.fstat(fd))
+        _check_unchanged(cache, base, before)
+        _hold(os.dup(fd))
     finally:
         os.close(fd)
-    _VERIFIED[cache.path, base] = (before.st_dev, before.st_ino, size, algo, value)
     if not managed:
+        _PROVEN[1] = (cache.path, base, algo, value)
         return _answer("unmanaged", "nothing is written down about it", algo, value, size)
     if value != stored["value"]:
         return _answer("damaged", "its %s is not the one written down" % algo, algo, value, size)
@@ -157,9 +159,19 @@ def _verify(cache, order, work):
     return _answer("intact", reason, algo, value, size)
 
 
-def _check_unchanged(cache, base, before, after):
+def _hold(fd):
+    if _PROVEN[0] is not None:
+        os.close(_PROVEN[0])
+    _PROVEN[:] = [fd, None]
+
+
+def _is_same(found, before):
+    return os.path.samestat(found, before) and found.st_size == before.st_size
+
+
+def _check_unchanged(cache, base, before):
     found = cache.find(base)
-    if found is None or not os.path.samestat(found, before) or after.st_size != before.st_size:
+    if found is None or not _is_same(found, before):
         raise Failure("changed", "%s/%s was exchanged while it was read" % (cache.path, base))
 
 
@@ -199,8 +211,8 @@ def order_adopt(session, order):
     found, stored = cache.find(base), order["stored"]
     if found is None:
         return {"state": "absent"}
-    proven = (found.st_dev, found.st_ino, found.st_size, stored["algo"], stored["value"].lower())
-    if _VERIFIED.get((cache.path, base)) != proven:
+    proven = (cache.path, base, stored["algo"], stored["value"].lower())
+    if _PROVEN[1] != proven or not _is_same(found, os.fstat(_PROVEN[0])):
         return {"state": "changed"}
     name = new_digest("sha1")
     name.update(image["id"].encode("utf-8"))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,7 +14,6 @@ from helper.life.tree import Life, Tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -25,3 +28,22 @@ def life(tree: Tree) -> Iterator[Life]:
     with Life() as helper:
         helper.start_on(tree.instances)
         yield helper
+
+
+@pytest.fixture
+def needs_root() -> None:
+    """Skip where the tests cannot become other users."""
+    if os.geteuid():
+        pytest.skip("needs root, to be two users")
+
+
+@pytest.fixture(scope="session")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the library that makes system calls fail."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if not compiler:
+        pytest.skip("no C compiler")
+    library = tmp_path_factory.mktemp("shim") / "faults.so"
+    source = Path(__file__).parents[1] / "faults.c"
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
+    return library

@@ -1,0 +1,201 @@
+"""Evidence that lies outside of instances_path: libvirt's files, and /proc and /sys made of real files."""
+
+# mypy: disallow-untyped-calls=False
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from imgcache.helper import cache, usage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+from helper.life.tree import Tree, sha1
+
+UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
+
+
+class Host:
+    """A host's ``/proc``, ``/sys`` and libvirt folders, empty at first."""
+
+    def __init__(self, tree: Tree, folder: Path) -> None:
+        self.tree = tree
+        self.folder = folder
+        self.libvirt = folder / "libvirt"
+        for part in ("libvirt", "proc/1/fd", "proc/self", "sys/block"):
+            (folder / part).mkdir(parents=True)
+        (folder / "proc/1/maps").touch()
+        (folder / "proc/1/cmdline").touch()
+
+    def scan(self, *entries: Path) -> usage.Scan:
+        """Look for users of these entries."""
+        values = {
+            "instances_path": str(self.tree.instances), "cache_subdirectory": "_base",
+            "force_raw_images": True, "images_type": "qcow2",
+        }  # fmt: skip
+        roots = usage.Roots(
+            f"{self.folder}/proc", f"{self.folder}/sys", (str(self.libvirt), f"{self.folder}/none")
+        )
+        targets = {
+            path.name: (path.stat().st_dev, path.stat().st_ino) for path in entries if path.exists()
+        }
+        return usage.Usage(cache.Cache(values), roots).scan(targets)
+
+    def process(
+        self,
+        number: int,
+        *words: str,
+        maps: str = "",
+        links: Mapping[str, Path | str] | None = None,
+    ) -> None:
+        """Make a process with these open files."""
+        folder = self.folder / "proc" / str(number)
+        (folder / "fd").mkdir(parents=True)
+        (folder / "maps").write_text(maps)
+        (folder / "cmdline").write_bytes("\0".join(words).encode() + b"\0")
+        (folder / "comm").write_text(f"{words[0][:15]}\n")
+        for name, target in (links or {}).items():
+            (folder / "fd" / name).symlink_to(target)
+
+
+@pytest.fixture
+def host(tree: Tree, tmp_path: Path) -> Host:
+    """Return a host on which nothing runs."""
+    return Host(tree, tmp_path)
+
+
+def domain(*parts: str) -> str:
+    """Return a domain's XML."""
+    return f"<domain type='kvm'><uuid>{UUID}</uuid>{''.join(parts)}</domain>"
+
+
+@pytest.mark.row("D5")
+@pytest.mark.parametrize(
+    "source",
+    [
+        "<disk type='file'><driver name='qemu'/><source file='{}'/></disk>",
+        '<disk><source index="1" startupPolicy="optional" file="{}" /></disk>',
+        "<disk><backingStore type='file'><format type='raw'/><source file='{}'/></backingStore></disk>",
+        "<disk type='block'><source dev='{}'/></disk>",
+        "<disk>\n <source\n  file = '{}'\n /></disk>",
+    ],
+)
+def test_disks_of_domains(source: str, host: Host) -> None:
+    base, other = host.tree.image("used"), host.tree.image("unused")
+    (host.libvirt / "instance-1.xml").write_text(domain(source.format(base)))
+    assert host.scan(base, other).users == {base.name: {UUID}}
+
+
+@pytest.mark.row("D5")
+def test_disk_of_a_domain_leads_to_its_base(host: Host, tmp_path: Path) -> None:
+    base = host.tree.image("used")
+    disk = tmp_path / "a & b"
+    header = b"QFI\xfb" + (2).to_bytes(4, "big") + (512).to_bytes(8, "big")
+    header += len(str(base)).to_bytes(4, "big")
+    disk.write_bytes(header.ljust(512, b"\0") + str(base).encode())
+    xml = domain(f"<source file='{tmp_path}/a &amp; b'/>")
+    (host.libvirt / "x.xml").write_text(xml)
+    assert host.scan(base).users == {base.name: {UUID}}
+
+
+@pytest.mark.row("D5")
+def test_image_that_nova_names(host: Host) -> None:
+    image = "11111111-2222-3333-4444-555555555555"
+    base = host.tree.image(image)
+    resized, foreign = host.tree.base(f"{base.name}_20"), host.tree.image("other")
+    text = domain(
+        "<metadata><nova:instance xmlns:nova='http://openstack.org/xmlns/libvirt/nova/1.1'>"
+        f'<nova:name>root uuid="{foreign.name}"</nova:name><nova:root type="image" uuid="{image}"/>'
+        "</nova:instance></metadata>"
+    )
+    (host.libvirt / "x.xml").write_text(text)
+    (host.libvirt / "networks").mkdir()
+    scan = host.scan(base, resized, foreign)
+    assert scan.users == {base.name: {UUID}, resized.name: {UUID}}
+    assert base.name == sha1(image)
+    assert scan.problems == []
+
+
+@pytest.mark.row("D5")
+def test_files_of_processes(host: Host) -> None:
+    names = ("by inode", "by name", "deleted", "btrfs", "mapped")
+    inode, name, deleted, btrfs, mapped = (host.tree.image(image) for image in names)
+    (host.folder / "elsewhere").hardlink_to(inode)
+    status, number = mapped.stat(), btrfs.stat().st_ino
+    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
+    maps = (
+        "7f00-7f01 r--p 00000000 00:00 0 \n7f00-7f01 r--p 00000000 00:00 0 [heap]\n"
+        f"7f00-7f01 r--s 00000000 {device} {status.st_ino} /seen/under another name\n"
+        f"7f00-7f01 r--s 00000000 fe:7f {number} /another/file/system\n"
+    )
+    host.process(
+        77, "qemu-system-x86_64", "-uuid", UUID, maps=maps,
+        links={"3": host.folder / "elsewhere", "4": f"/container/_base/{name.name}", "5": "socket:[1]",
+           "6": f"/x/{deleted.name} (deleted)"},
+    )  # fmt: skip
+    scan = host.scan(inode, name, deleted, btrfs, mapped)
+    assert scan.users == {path.name: {UUID} for path in (inode, name, mapped)}
+    assert scan.problems == []
+
+
+@pytest.mark.row("D6")
+def test_hidden_processes_are_missing_evidence(host: Host) -> None:
+    (host.folder / "proc/1").rename(host.folder / "proc/gone")
+    assert "hidepid" in host.scan().problems[0]
+
+
+@pytest.mark.row("D5")
+def test_block_devices(host: Host) -> None:
+    loop, nbd, none = (host.tree.image(name) for name in ("loop", "nbd", "none"))
+    block = host.folder / "sys/block"
+    for place, text in (
+        ("loop0/loop/backing_file", f"{loop}\n"),
+        ("nbd3/backend", f"{nbd}\n"),
+        ("sda/backend", f"{none}\n"),
+    ):
+        (block / place).parent.mkdir(parents=True)
+        (block / place).write_text(text)
+    (block / "loop1").mkdir()
+    assert host.scan(loop, nbd, none).users == {loop.name: {"loop0"}, nbd.name: {"nbd3"}}
+
+
+def test_other_network_storage_is_not_asked(host: Host) -> None:
+    """A server that does not answer would stop the look for ever; a name still counts."""
+    base = host.tree.image("image")
+    far = host.folder / "far away"
+    far.mkdir()
+    (far / "link").symlink_to(base)
+    (far / base.name).symlink_to(base)
+    mounts = (
+        "21 1 0:20 / / rw - ext4 /dev/vda rw\n30 21 0:31 / {} rw shared:1 - nfs4 server:/x rw\n"
+    )
+    (host.folder / "proc/self/mountinfo").write_text(mounts.format(str(far).replace(" ", "\\040")))
+    xml = host.libvirt / "x.xml"
+    xml.write_text(domain(f"<source file='{far}/link'/>"))
+    host.process(5, "cat", links={"3": far / "link"})
+    assert host.scan(base).users == {}
+    xml.write_text(domain(f"<source file='{far}/{base.name}'/>"))
+    assert host.scan(base).users == {base.name: {UUID}}
+    (host.folder / "proc/self/mountinfo").write_text(mounts.format("/"))
+    xml.write_text(domain(f"<source file='{far}/link'/>"))
+    assert host.scan(base).users == {base.name: {UUID, "process 5 (cat)"}}
+
+
+def test_headers_are_remembered_only_when_settled(host: Host) -> None:
+    base = host.tree.image("image")
+    disk = host.tree.instances / "vm/disk"
+    disk.parent.mkdir()
+    disk.write_bytes(bytes(4096))
+    scan = host.scan(base)
+    status = disk.stat()
+    key = (status.st_dev, status.st_ino, 4096, status.st_mtime_ns, status.st_ctime_ns)
+    assert key not in scan.headers
+    assert scan.header(disk.name, os.open(disk.parent, os.O_RDONLY), status) == ()
+    scan.now += 61
+    assert scan.header(disk.name, os.open(disk.parent, os.O_RDONLY), status) == ()
+    assert key in scan.headers
