@@ -37,7 +37,7 @@ _IOPRIO_IDLE = 3 << 13
 _LOWEST = 19
 #: The last file that this helper has hashed and nobody manages: its open descriptor, so that no other file
 #: can get its inode's number, and (cache, base, algorithm, digest).
-_PROVEN = [None, None]  # type: ignore[var-annotated]
+_PROVEN = [None, None]
 
 
 class Paced:

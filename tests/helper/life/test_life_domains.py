@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    Links = Mapping[str, Path | str]
+
 from helper.life.tree import Tree, sha1
 
 UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
@@ -44,7 +46,8 @@ class Host:
         targets = {
             path.name: (path.stat().st_dev, path.stat().st_ino) for path in entries if path.exists()
         }
-        return usage.Usage(cache.Cache(values), roots).scan(targets)
+        found: usage.Scan = usage.Usage(cache.Cache(values), roots).scan(targets)
+        return found
 
     def process(
         self,

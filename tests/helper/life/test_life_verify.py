@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 DATA = os.urandom(3 << 20)
 
 
-def verify(life: Life, path: Path, **fields: object) -> Frame:
-    order = {"base": path.name, "rate": None, **fields}
+def verify(life: Life, path: Path, **fields: Any) -> Frame:
+    order: Frame = {"base": path.name, "rate": None, **fields}
     answer = life.result(life.order("verify", **order))
     return {key: answer[key] for key in ("state", "reason", "algo", "value", "size")}
 
@@ -212,8 +212,8 @@ def test_adopt_only_what_was_just_read(tree: Tree, life: Life) -> None:
     stored = {"algo": "sha512", "value": hashlib.sha512(DATA).hexdigest()}
     image = {"id": "image", "name": "n", "disk_format": "raw", "digest": stored}
 
-    def adopt(**changes: object) -> Frame:
-        order = {
+    def adopt(**changes: Any) -> Frame:
+        order: Frame = {
             "base": path.name,
             "image": image,
             "stored": stored,
