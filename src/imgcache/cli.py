@@ -21,6 +21,7 @@ from imgcache.errors import ExitCode, ImgcacheError, UsageError
 from imgcache.text import printable
 from imgcache.ui.failures import end_document, error_document, error_lines, say
 from imgcache.ui.log import RunLog, traceback_lines
+from imgcache.ui.stream import settle
 
 #: Command -> where its function is, and its line in ``imgcache --help`` (the docstring's first line).
 COMMANDS = {
@@ -234,6 +235,8 @@ def main(argv: Sequence[str]) -> int:
     finally:
         if called.log:
             _close(called.log)
+        # What a closed stream still holds would make Python end with a code of its own.
+        settle(sys.stderr)
 
 
 def _call(argv: list[str], called: Invocation) -> int:

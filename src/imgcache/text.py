@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import unicodedata
 
-#: Separators that start a new line in some viewers.
-_FORBIDDEN = frozenset("\u2028\u2029")
 #: More combining marks than this on one character draw over the lines around it.
 _MAX_COMBINING = 4
 
@@ -14,7 +12,7 @@ def printable(value: str | bytes, limit: int = 300) -> str:
     """Return ``value`` as one line of at most about ``limit`` characters that is safe to show anywhere.
 
     Bytes that are not UTF-8, control characters (C0, C1, DEL), invisible format characters (bidirectional
-    controls, zero-width ones), line and paragraph separators, lone surrogates and piled-up combining
+    controls, zero-width ones), separators other than the plain space, lone surrogates and piled-up combining
     marks come out as backslash escapes.
     """
     text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
@@ -24,14 +22,9 @@ def printable(value: str | bytes, limit: int = 300) -> str:
     parts: list[str] = []
     combining = 0
     for char in text[:limit]:
-        category = unicodedata.category(char)
-        combining = combining + 1 if category in {"Mn", "Me"} else 0
-        unsafe = (
-            category in {"Cc", "Cf", "Cs", "Co", "Cn"}
-            or char in _FORBIDDEN
-            or combining > _MAX_COMBINING
-        )
-        parts.append(_escape(char) if unsafe else char)
+        combining = combining + 1 if unicodedata.category(char) in {"Mn", "Me"} else 0
+        safe = char.isprintable() and combining <= _MAX_COMBINING
+        parts.append(char if safe else _escape(char))
     return "".join(parts) + ("…" if shortened else "")
 
 

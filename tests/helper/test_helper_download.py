@@ -213,7 +213,7 @@ def test_size_0(helper: Controller, instances: Path) -> None:
     [
         ("7", 7, 7),
         ("-5", -5, -5),
-        (formatdate(time.time() + 100, usegmt=True), 40, 101),
+        ("in 100 s", 40, 101),
         (formatdate(1, usegmt=True), -1e9, -1e8),
         ("9" * 400, 1e9, 1e9),
         ("soon", None, None),
@@ -225,6 +225,8 @@ def test_size_0(helper: Controller, instances: Path) -> None:
 def test_retry_after_is_passed_on(
     item: Item, code: int, header: str | None, low: float | None, high: float | None
 ) -> None:
+    if header == "in 100 s":
+        header = formatdate(time.time() + 100, usegmt=True)
     answer = http.status(code, retry_after=header) if header else http.status(code)
     retry, _ = item.retried(answer, http.serve())
     assert retry["code"] == "download"

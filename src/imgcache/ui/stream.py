@@ -87,6 +87,16 @@ def write_result(text: str, stream: TextIO | None) -> None:
             raise
 
 
+def settle(stream: TextIO | None) -> None:
+    """Write out what the stream still holds; send it to nowhere when nobody reads any more."""
+    if stream is None:
+        return
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        discard(stream)
+
+
 def discard(stream: TextIO) -> None:
     """Send all that is still to come on this stream, buffers included, to nowhere."""
     try:
