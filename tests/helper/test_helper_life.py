@@ -594,7 +594,7 @@ def test_qemu_img_disagrees(instances: Path, tmp_path: Path, answer: str) -> Non
 @pytest.mark.row("R7")
 @pytest.mark.row("R8")
 @pytest.mark.parametrize(
-    ("order", "limits"), [("info", "v2097152 t30 f0"), ("convert", "vunlimited tunlimited f2048")]
+    ("order", "limits"), [("info", "v2097152 t30 f0"), ("convert", "v4194304 tunlimited f2048")]
 )
 def test_qemu_img_is_limited(instances: Path, tmp_path: Path, order: str, limits: str) -> None:
     script = (

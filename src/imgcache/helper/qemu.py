@@ -21,6 +21,8 @@ from .core import Failure
 _INFO_CPU_S = 30
 _INFO_WALL_S = 60
 _INFO_MEMORY_BYTES = 2 << 30
+#: A VMDK may state grains of 1 GiB, which qemu-img holds in memory, packed and unpacked.
+_CONVERT_MEMORY_BYTES = 4 << 30
 _OUTPUT_BYTES = 1 << 20
 #: Slower than this a conversion hangs.
 _CONVERT_BYTES_PER_S = 2 << 20
@@ -68,7 +70,10 @@ def info(program, path, watch):
 
 def convert(program, source, source_format, target, virtual_size):
     """Convert ``source`` to raw into the empty staging file ``target``, telling how far it is."""
-    limits = {resource.RLIMIT_FSIZE: (virtual_size + _MIB - 1) // _MIB * _MIB}
+    limits = {
+        resource.RLIMIT_AS: _CONVERT_MEMORY_BYTES,
+        resource.RLIMIT_FSIZE: (virtual_size + _MIB - 1) // _MIB * _MIB,
+    }
     mode = "none" if _takes_direct_io(target.fd) else "writeback"
     command = [
         program,
@@ -176,7 +181,8 @@ def _run(command, watch, limits, wall_s, tell=None):
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={"LC_ALL": "C", "PATH": _PATH},
+            # Each thread's own arena would take 64 MiB of the address space on a host of many cores.
+            env={"LC_ALL": "C", "PATH": _PATH, "MALLOC_ARENA_MAX": "4"},
             cwd="/",
             close_fds=True,
             start_new_session=True,
