@@ -47,8 +47,9 @@ bench: setup  ## print the ratios of docs/performance.md for this machine
 binary: setup-run  ## build dist/imgcache, one file that needs no Python
 	@tools/make_binary.sh
 
-man: setup-run  ## write the man pages from the command line's own help
+man: setup-run  ## write the man page and the JSON schemas from the program itself
 	@$(BIN)/python tools/make_man.py
+	@$(BIN)/python tools/make_schemas.py
 
 clean:  ## remove all that was made here, the environments too
 	rm -rf .venv .venv-openstack .demo build dist .mypy_cache .ruff_cache .import_linter_cache .hypothesis

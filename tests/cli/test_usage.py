@@ -10,7 +10,7 @@ import typer
 
 from imgcache.cli import COMMANDS, main, root_command
 from imgcache.commands._argv import asks_json, hoist_global_options
-from imgcache.commands._options import parse_duration
+from imgcache.commands._values import parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable
