@@ -219,14 +219,14 @@ class Listing:
     def run(self):
         """Send the rows and return the host's facts."""
         cache = self.cache
-        names = os.listdir(cache.cache_fd) if cache.cache_fd is not None else []
         if cache.own_fd is not None:
             self.manifests = frozenset(
                 name[:-5] for name in os.listdir(cache.own_fd) if name.endswith(".json")
             )
         if self.order["use"]:
-            self.look_for_users(names)
-        for name in names:
+            self.scan = usage.usage_of(cache).scan(self.targets(), self.work.tell)
+            self.problems = list(self.scan.problems)
+        for name in self.names():
             self.list_entry(name)
         for name in staging_names(cache):
             status = status_of(name, cache.own_fd)
@@ -235,16 +235,19 @@ class Listing:
         self.rows.flush()
         return facts.describe(cache, self.nova_usage, self.problems)
 
-    def look_for_users(self, names):
-        """Gather the evidence of use of all files that Nova or we may have made."""
-        targets = {}
-        for name in names:
+    def names(self):
+        """Return the names in the cache folder; not kept, for there may be very many."""
+        return os.listdir(self.cache.cache_fd) if self.cache.cache_fd is not None else []
+
+    def targets(self):
+        """Return the files whose users are asked for: all that Nova or we may have made."""
+        found = {}
+        for name in self.names():
             if kind_of(name) != "foreign":
                 status = status_of(name, self.cache.cache_fd)
                 if status is not None:
-                    targets[name] = status.st_dev, status.st_ino
-        self.scan = usage.usage_of(self.cache).scan(targets, self.work.tell)
-        self.problems = list(self.scan.problems)
+                    found[name] = status.st_ino
+        return found
 
     def list_entry(self, name):
         """Send the row of one name in the cache folder."""

@@ -104,9 +104,14 @@ class Removal:
 
     def run(self, items):
         """Remove what may be removed of ``items``; those that somebody is at work on are tried again."""
-        waiting = self.batch([item for item in items if self.passes(item)], 0)
-        if waiting:
-            for item, kept in self.batch(waiting, _LOCK_WAIT_S):
+        items = [item for item in items if self.passes(item)]
+        if items and not usage.usage_of(self.cache).warm:
+            # The first look is the slow one: it must not be the one that makes Nova wait.
+            self.look_for_users(items)
+        waiting = self.batch(items, 0)
+        deadline = time.monotonic() + _LOCK_WAIT_S
+        for item, _ in waiting:
+            for _, kept in self.batch([item], max(0, deadline - time.monotonic())):
                 self.keep(item, kept)
         self.rows.flush()
         return {}
@@ -120,14 +125,11 @@ class Removal:
             return False
 
     def batch(self, items, wait_s):
-        """Lock, look for users once, remove; return the (item, Kept) that were busy.
-
-        ``items`` may be such pairs as well.
-        """
+        """Lock, look for users once, remove; return the (item, Kept) that were busy."""
         locks, locked, busy = Locks(self.cache, self.work), [], []
         deadline = time.monotonic() + wait_s
         try:
-            for item in [item[0] if isinstance(item, tuple) else item for item in items]:
+            for item in items:
                 try:
                     locks.take(self.lock_of(item), max(0, deadline - time.monotonic()))
                     locked.append(item)
@@ -182,7 +184,7 @@ class Removal:
         for item in items:
             status = entries.status_of(item["name"], self.cache.cache_fd)
             if status is not None:
-                targets[item["name"]] = status.st_dev, status.st_ino
+                targets[item["name"]] = status.st_ino
         return usage.usage_of(self.cache).scan(targets, self.work.tell)
 
     def check_use(self, item, scan):

@@ -51,15 +51,17 @@ class Usage:
         self.cache = cache
         self.roots = roots
         self.headers = {}
+        self.warm = False
         self.mounts = mounts.Mounts(roots.proc)
 
     def scan(self, targets, tell=None):
-        """Return the ``Scan`` for ``targets``, name -> (device, inode); ``tell`` hears how far it is."""
+        """Return the ``Scan`` for ``targets``, name -> inode; ``tell`` hears how far it is."""
         scan = Scan(self, targets, tell)
         scan.run()
         # Another host's changes show late, and maybe not at all in size or time.
         local = not mounts.may_be_shared(self.mounts.kind_at(self.cache.instances_path))
         self.headers = scan.headers if local else {}
+        self.warm = True
         return scan
 
 
@@ -75,18 +77,20 @@ class Scan:
         self.targets = targets
         self.users = {}
         self.problems = []
-        self.by_inode = {}
-        self.by_number = {}
+        self.by_inode = {}  # a name, or a set of them
         self.copies = {}  # an image's base name -> its resized copies
         for name, inode in targets.items():
-            self.by_inode[inode] = (*self.by_inode.get(inode, ()), name)
-            self.by_number[inode[1]] = inode[0]
+            other = self.by_inode.get(inode)
+            self.by_inode[inode] = name if other is None else {name} | _as_set(other)
             if name[40:41] == "_":
                 self.copies.setdefault(name[:40], []).append(name)
         self.paths = {}
         self.followed = set()
         self.folders = set()
         self.far = usage.mounts.far_from(self.cache.instances_path, self.cache.path)
+        self.device = None
+        if self.cache.cache_fd is not None:
+            self.device = os.fstat(self.cache.cache_fd).st_dev
         self.now = time.time()
 
     def run(self):
@@ -113,14 +117,19 @@ class Scan:
         name = path.rpartition("/")[2]
         if name in self.targets:
             self.mark(name, user())
-        for name in self.by_inode.get(inode, ()):
+        for name in self.names_of(inode):
             self.mark(name, user())
+
+    def names_of(self, inode):
+        """Return the targets that a file, given as (device, inode), is."""
+        if inode is None or inode[0] != self.device:
+            return set()
+        return _as_set(self.by_inode.get(inode[1], set()))
 
     def seen_mapped(self, path, device, number, user):
         """As ``seen``; btrfs and overlays show a mapped file with another device number than ``stat``."""
-        there = self.by_number.get(number)
-        if there is not None and not os.major(there) and not os.major(device):
-            device = there
+        if self.device is not None and not os.major(self.device) and not os.major(device):
+            device = self.device
         self.seen(path, (device, number), user)
 
     def elsewhere(self, path):
@@ -303,6 +312,10 @@ def either(call, *args, **kwargs):
             raise
     with AsRoot():
         return call(*args, **kwargs)
+
+
+def _as_set(names):
+    return {names} if isinstance(names, str) else names
 
 
 def _inode(status):

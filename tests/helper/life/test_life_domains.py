@@ -43,9 +43,7 @@ class Host:
         roots = usage.Roots(
             f"{self.folder}/proc", f"{self.folder}/sys", (str(self.libvirt), f"{self.folder}/none")
         )
-        targets = {
-            path.name: (path.stat().st_dev, path.stat().st_ino) for path in entries if path.exists()
-        }
+        targets = {path.name: path.stat().st_ino for path in entries}
         found: usage.Scan = usage.Usage(cache.Cache(values), roots).scan(targets)
         return found
 
