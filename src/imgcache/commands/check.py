@@ -57,7 +57,7 @@ def check(  # noqa: PLR0917 - options are parameters in Typer
     selection = Selection(
         tuple(aggregate or ()), tuple(host or ()), tuple(exclude or ()), all_hosts
     )
-    request = CheckRequest(selection, concurrency, timeout)
+    request = CheckRequest(selection=selection, concurrency=concurrency, timeout_s=timeout)
     called = invocation_of(ctx)
     inventory = load_inventory(called.inventory)
     options = CloudOptions(called.cloud, called.cloud_values)

@@ -78,13 +78,13 @@ def precache(  # noqa: PLR0917 - options are parameters in Typer
         tuple(aggregate or ()), tuple(host or ()), tuple(exclude or ()), all_hosts
     )
     request = PrecacheRequest(
-        selection,
-        tuple(images),
-        concurrency,
-        retries,
-        timeout,
-        source.value,
-        dry_run,
+        selection=selection,
+        names=tuple(images),
+        concurrency=concurrency,
+        retries=retries,
+        timeout_s=timeout,
+        source=source.value,
+        dry_run=dry_run,
         keep_for_s=keep_for,
     )
     called = invocation_of(ctx)

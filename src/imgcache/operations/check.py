@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from imgcache.drivers.base import UnsupportedError
-from imgcache.drivers.registry import DRIVERS
-from imgcache.errors import ErrorCode, HostError
-from imgcache.events import RunEnded, RunStarted
-from imgcache.operations.engine import Engine, Limits
-from imgcache.operations.interrupt import interrupt_on_signals
-from imgcache.operations.parallelism import fit_concurrency
+from imgcache.errors import ErrorCode
+from imgcache.operations.fleet import FleetRequest, open_fleet
 from imgcache.operations.selection import select_hosts
-from imgcache.operations.sources import NoSources
-from imgcache.plan import Check, CheckReport, CheckState
-from imgcache.transport.dispatch import open_transport
+from imgcache.plan import Check, CheckReport, CheckState, OutcomeWord
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from imgcache.drivers.base import Driver
     from imgcache.events import EventSink
     from imgcache.images.base import ImageService
-    from imgcache.model import Host, Image, Inventory, ServiceAccess
+    from imgcache.model import Host, Inventory, ServiceAccess
     from imgcache.operations.host_run import HostRun
-    from imgcache.operations.selection import Selection
+    from imgcache.plan import HostFailure
 
 #: Which check an error of the way to the helper answers; all others answer ``helper``.
 _CHECK_BY_CODE = {
@@ -43,17 +36,16 @@ _CHECK_BY_CODE = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class CheckRequest:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckRequest(FleetRequest):
     """What the operator asked for."""
 
-    selection: Selection
-    concurrency: int = 10
+    retries: int = 0
     timeout_s: float = 120.0
 
 
 def run_check(
-    request: CheckRequest, inventory: Inventory, service: ImageService | None, sink: EventSink
+    request: CheckRequest, inventory: Inventory, service: ImageService, sink: EventSink
 ) -> CheckReport:
     """Check the selected hosts; blocks until all have answered.
 
@@ -62,64 +54,37 @@ def run_check(
         ImageServiceError: the image service does not say where hosts reach it.
     """
     hosts = select_hosts(inventory, request.selection)
-    access = service.access_without_token() if service else None
-    concurrency, _ = fit_concurrency(min(request.concurrency, len(hosts)))
-    return asyncio.run(_execute(hosts, Limits(concurrency, 0, request.timeout_s), access, sink))
+    access = service.access_without_token()
+    return asyncio.run(_execute(request, hosts, access, sink))
 
 
 async def _execute(
-    hosts: Sequence[Host], limits: Limits, access: ServiceAccess | None, sink: EventSink
+    request: CheckRequest, hosts: Sequence[Host], access: ServiceAccess | None, sink: EventSink
 ) -> CheckReport:
-    started_at = datetime.now(UTC)
-    run_id = f"{started_at:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
-    found: dict[str, list[Check]] = {host.name: [] for host in hosts}
+    async def check_host(context: HostRun, driver: Driver) -> list[tuple[str, CheckState, str]]:
+        rows = await driver.check(context, access)
+        context.found_wrong = any(state is CheckState.FAIL for _, state, _ in rows)
+        return [("login", CheckState.OK, "logged in, helper started"), *rows]
 
-    async def check_host(context: HostRun, _: Sequence[Image]) -> None:
-        try:
-            async with asyncio.timeout(limits.timeout_s):
-                found[context.host.name] = await _check_host(context, access)
-        except TimeoutError:
-            host = context.host
-            detail = f"no answer within {limits.timeout_s:.0f} s"
-            found[host.name] = [
-                Check(host.name, host.aggregate, host.cell, "helper", CheckState.FAIL, detail)
-            ]
-        checks = found[context.host.name]
-        context.found_wrong = any(check.state is CheckState.FAIL for check in checks)
-
-    sink.emit(RunStarted(run_id, "check", len(hosts), 0, 0, limits.concurrency))
-    with interrupt_on_signals() as interrupt:
-        async with open_transport() as transport:
-            engine = Engine(
-                run_id=run_id,
-                transport=transport,
-                sources=NoSources(),
-                # Longer than a check's own deadline, which gives a row instead of nothing.
-                limits=replace(limits, timeout_s=limits.timeout_s * 2),
-                sink=sink,
-                interrupt=interrupt,
-            )
-            await engine.run(hosts, (), check_host)
-    sink.emit(RunEnded(interrupted=interrupt.is_set()))
+    async with open_fleet("check", request, hosts, sink) as fleet:
+        found = await fleet.each(hosts, check_host)
+    failed = {name: [_failed_check(failure)] for name, failure in fleet.failures.items()}
     return CheckReport(
-        run_id=run_id,
-        command="check",
-        started_at=started_at,
+        run_id=fleet.run_id,
+        command=fleet.command,
+        started_at=fleet.started_at,
         finished_at=datetime.now(UTC),
-        checks=tuple(check for checks in found.values() for check in checks),
-        interrupted=interrupt.signal_number,
+        checks=tuple(
+            Check(host.name, host.aggregate, host.cell, *row)
+            for host in hosts
+            for row in found.get(host.name) or failed.get(host.name, [])
+        ),
+        interrupted=fleet.interrupted,
     )
 
 
-async def _check_host(context: HostRun, access: ServiceAccess | None) -> list[Check]:
-    host = context.host
-    try:
-        rows = await DRIVERS[host.settings.driver].check(context, access)
-    except UnsupportedError as error:
-        rows = [("driver", CheckState.WARN, error.message)]
-    except HostError as error:
-        detail = f"{error.message}: {error.hint}" if error.hint else error.message
-        rows = [(_CHECK_BY_CODE.get(error.code, "helper"), CheckState.FAIL, detail)]
-    else:
-        rows = [("login", CheckState.OK, "logged in, helper started"), *rows]
-    return [Check(host.name, host.aggregate, host.cell, *row) for row in rows]
+def _failed_check(failure: HostFailure) -> tuple[str, CheckState, str]:
+    """Return the one row of a host whose checks were not answered."""
+    if failure.outcome is OutcomeWord.UNSUPPORTED:
+        return ("driver", CheckState.WARN, failure.reason)
+    return (_CHECK_BY_CODE.get(failure.code, "helper"), CheckState.FAIL, failure.reason)

@@ -131,9 +131,17 @@ def driver_of(host: Host) -> Driver:
 
 @asynccontextmanager
 async def open_fleet(
-    command: str, request: FleetRequest, hosts: Sequence[Host], sink: EventSink
+    command: str,
+    request: FleetRequest,
+    hosts: Sequence[Host],
+    sink: EventSink,
+    *,
+    images: Sequence[Image] = (),
 ) -> AsyncIterator[Fleet]:
-    """Begin a run over hosts; leaving ends it. Signals end it early, within seconds."""
+    """Begin a run over hosts; leaving ends it. Signals end it early, within seconds.
+
+    ``images`` are those that each host is to have afterwards, for displays.
+    """
     concurrency, notice = fit_concurrency(min(request.concurrency, len(hosts)))
     if notice:
         sink.emit(Notice(notice))
@@ -151,6 +159,15 @@ async def open_fleet(
                 sink=sink,
                 dry_run=request.dry_run,
             )
-            sink.emit(RunStarted(fleet.run_id, command, len(hosts), 0, 0, concurrency))
+            sink.emit(
+                RunStarted(
+                    run_id=fleet.run_id,
+                    command=command,
+                    hosts=len(hosts),
+                    images=len(images),
+                    bytes_per_cold_host=sum(image.size_bytes for image in images),
+                    concurrency=concurrency,
+                )
+            )
             yield fleet
     sink.emit(RunEnded(interrupted=interrupt.is_set()))

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from imgcache.drivers.registry import DRIVERS
-from imgcache.events import Notice, RunEnded, RunStarted
-from imgcache.operations.engine import Engine, Limits
-from imgcache.operations.interrupt import interrupt_on_signals
+from imgcache.operations.fleet import FleetRequest, driver_of, open_fleet
 from imgcache.operations.keep import PrecacheAndPin, pin_end
-from imgcache.operations.parallelism import fit_concurrency
 from imgcache.operations.selection import select_hosts
 from imgcache.operations.sources import RunSources, source_kinds
 from imgcache.plan import PrecachePlan, Report
-from imgcache.transport.dispatch import open_transport
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,8 +19,8 @@ if TYPE_CHECKING:
     from imgcache.events import EventSink
     from imgcache.images.base import ImageService
     from imgcache.model import Image, Inventory
+    from imgcache.operations.engine import HostWork, Limits
     from imgcache.operations.host_run import HostRun
-    from imgcache.operations.selection import Selection
     from imgcache.operations.sources import SourcePolicy
 
 
@@ -35,18 +28,13 @@ if TYPE_CHECKING:
 _MAX_ACCESS_LIFETIME_S = 86400.0
 
 
-@dataclass(frozen=True, slots=True)
-class PrecacheRequest:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrecacheRequest(FleetRequest):
     """What the operator asked for."""
 
-    selection: Selection
     names: tuple[str, ...]
     """Image ids and names, as given."""
-    concurrency: int = 10
-    retries: int = 3
-    timeout_s: float = 1800.0
     source: SourcePolicy = "auto"
-    dry_run: bool = False
     keep_for_s: float | None = None
     """Pin what is cached, or was there already, for so long; None: do not pin."""
 
@@ -77,72 +65,43 @@ def run_precache(
         ImgcacheError: nothing was done; see ``plan_precache``.
     """
     plan = plan_precache(request, inventory, service)
-    concurrency, notice = fit_concurrency(min(request.concurrency, len(plan.hosts)))
-    if notice:
-        sink.emit(Notice(notice))
-    return asyncio.run(
-        execute_precache(plan, replace(request, concurrency=concurrency), service, sink)
-    )
+    return asyncio.run(execute_precache(plan, request, service, sink))
 
 
 async def execute_precache(
     plan: PrecachePlan, request: PrecacheRequest, service: ImageService, sink: EventSink
 ) -> Report:
     """Carry out a plan: the only part that writes, and only unless ``dry_run``."""
-    # A push reads its image in a thread; each host at work may need one.
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(request.concurrency + 4))
-    started_at = datetime.now(UTC)
-    run_id = f"{started_at:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
-    sink.emit(
-        RunStarted(
-            run_id=run_id,
-            command="precache",
-            hosts=len(plan.hosts),
-            images=len(plan.images),
-            bytes_per_cold_host=plan.bytes_per_cold_host,
-            concurrency=request.concurrency,
-        )
-    )
-    with interrupt_on_signals() as interrupt:
+    async with open_fleet("precache", request, plan.hosts, sink, images=plan.images) as fleet:
         sources = RunSources(
             service,
             plan.images,
             kinds=source_kinds(request.source, service),
-            run_id=run_id,
-            lifetime_s=_access_lifetime_s(plan, request),
+            run_id=fleet.run_id,
+            lifetime_s=_access_lifetime_s(plan, fleet.limits),
             sink=sink,
         )
-        async with sources, open_transport() as transport:
-            engine = Engine(
-                run_id=run_id,
-                transport=transport,
-                sources=sources,
-                limits=Limits(request.concurrency, request.retries, request.timeout_s),
-                sink=sink,
-                interrupt=interrupt,
-                dry_run=request.dry_run,
-            )
-            work = _precache_host
-            if request.keep_for_s is not None and not request.dry_run:
-                work = PrecacheAndPin(pin_end(request.keep_for_s))
-            outcomes = await engine.run(plan.hosts, plan.images, work)
-    sink.emit(RunEnded(interrupted=interrupt.is_set()))
+        work: HostWork = _precache_host
+        if request.keep_for_s is not None and not request.dry_run:
+            work = PrecacheAndPin(pin_end(request.keep_for_s))
+        async with sources:
+            outcomes = await fleet.run(plan.hosts, plan.images, work, sources)
     return Report(
-        run_id=run_id,
-        command="precache",
-        started_at=started_at,
+        run_id=fleet.run_id,
+        command=fleet.command,
+        started_at=fleet.started_at,
         finished_at=datetime.now(UTC),
         images=plan.images,
         outcomes=tuple(outcomes),
-        interrupted=interrupt.signal_number,
+        interrupted=fleet.interrupted,
     )
 
 
-def _access_lifetime_s(plan: PrecachePlan, request: PrecacheRequest) -> float:
+def _access_lifetime_s(plan: PrecachePlan, limits: Limits) -> float:
     """Return how long the hosts' access must last at worst: every round of hosts at its deadline."""
-    rounds = -(-len(plan.hosts) // request.concurrency)
-    return min(rounds * request.timeout_s, _MAX_ACCESS_LIFETIME_S)
+    rounds = -(-len(plan.hosts) // limits.concurrency)
+    return min(rounds * limits.timeout_s, _MAX_ACCESS_LIFETIME_S)
 
 
 async def _precache_host(context: HostRun, images: Sequence[Image]) -> None:
-    await DRIVERS[context.host.settings.driver].precache(context, images)
+    await driver_of(context.host).precache(context, images)
