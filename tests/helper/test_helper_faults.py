@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from helper.controller import PUSH, Controller, Frame, base_name, image_of
+from helper.life.tree import LIFE
 
 DATA = os.urandom(300_000)
 IMAGE = image_of(DATA)
@@ -418,3 +419,29 @@ def test_the_manifest_says_what_was_done(instances: Path) -> None:
         "stored": {"algo": "sha512", "value": value, "size": len(DATA), "format": "raw"},
         "disk_format": "raw", "source": "push", "tool": "imgcache test", "run": "run-1", "pin": None,
     }  # fmt: skip
+
+
+def test_a_pin_set_while_the_stored_file_is_hashed_stays(instances: Path, tmp_path: Path) -> None:
+    if not shutil.which("qemu-img"):
+        pytest.skip("no qemu-img")
+    source = tmp_path / "big.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", source, "2G"], check=True)
+    data = source.read_bytes()
+    image = image_of(data, "qcow2")
+    manifest = instances / "_base/.imgcache" / f"{base_name(image['id'])}.json"
+    with Controller() as helper, Controller() as other:
+        helper.open(instances)
+        fetch = helper.fetch(image, PUSH)
+        helper.push_when_ready(fetch, data)
+        while not manifest.exists():
+            assert helper.process.poll() is None
+            time.sleep(0.005)
+        other.open(instances)
+        other.load(*LIFE)
+        pin = other.order("pin", base=base_name(image["id"]), until="forever")
+        assert other.result(pin)["state"] == "pinned"
+        assert json.loads(manifest.read_text())["stored"]["value"] is None  # it is still at it
+        assert helper.result(fetch, 120)["reason"] is None
+    written = json.loads(manifest.read_text())
+    assert written["pin"] == "forever"
+    assert len(written["stored"]["value"]) == 128

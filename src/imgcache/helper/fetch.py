@@ -326,45 +326,51 @@ class Fetch:
 
     def describe(self, staging, stored_format, size):
         """Write the manifest; return None, or why there is none: the image is cached anyway."""
-        now = caches.utc_now()
-        digest = self.image["digest"]
-        algo, value = digest["algo"], digest["value"].lower()
-        manifest = {
-            "version": 1,
-            "image_id": self.image["id"],
-            "image_name": self.image["name"],
-            "base": self.base,
-            "digest": {"algo": algo, "value": value, "weak": algo in ("md5", "sha1")},
-            "stored": {
-                "algo": algo,
-                "value": value,
-                "size": size,
-                "format": stored_format,
-                "mtime_ns": self.mtime_ns,
-            },
-            "disk_format": self.image["disk_format"],
-            "source": self.order["source"]["kind"],
-            "tool": self.order["tool"],
-            "run": self.order["run"],
-            "cached_at": now,
-            "touched_at": now,
-            "verified_at": now,
-            "pin": (self.cache.read_manifest(self.base) or {}).get(
-                "pin"
-            ),  # Nova may have purged it
-        }
+        manifest = self.manifest(stored_format, size)
+        stored = manifest["stored"]
+
+        def renew(old):
+            manifest["pin"] = old.get("pin")  # Nova may have purged the final that was pinned
+            old.clear()
+            old.update(manifest)
+
+        def complete(known):
+            if known["run"] == manifest["run"]:
+                known["stored"]["value"] = stored["value"]
+
         try:
-            if self.converts():
-                stored = manifest["stored"]
-                stored["algo"] = "sha512" if manifest["digest"]["weak"] else algo
-                stored["value"] = None
-                self.cache.write_manifest(manifest)  # in case that hashing does not come to its end
+            if self.cache.change_manifest(self.base, renew) is None:
+                self.cache.write_manifest(manifest)
+            if stored["value"] is None:
                 stored["value"] = self.hash_stored(staging.fd, size, stored["algo"])
-            self.cache.write_manifest(manifest)
+                self.cache.change_manifest(self.base, complete)
             os.fsync(self.cache.own_fd)
         except (Failure, OSError) as error:
             return "cached, but its manifest is incomplete: %s" % error
         return None
+
+    def manifest(self, stored_format, size):
+        """Return the manifest; of a converted file it holds no digest yet, which takes its time."""
+        times = dict.fromkeys(("cached_at", "touched_at", "verified_at"), caches.utc_now())
+        algo, value = self.image["digest"]["algo"], self.image["digest"]["value"].lower()
+        digest = {"algo": algo, "value": value, "weak": algo in ("md5", "sha1")}
+        stored = {"algo": algo, "value": value, "size": size, "format": stored_format}
+        if self.converts():
+            stored.update(algo="sha512" if digest["weak"] else algo, value=None)
+        about = {
+            "version": 1,
+            "image_id": self.image["id"],
+            "image_name": self.image["name"],
+            "base": self.base,
+            "digest": digest,
+            "stored": dict(stored, mtime_ns=self.mtime_ns),
+            "disk_format": self.image["disk_format"],
+            "source": self.order["source"]["kind"],
+            "tool": self.order["tool"],
+            "run": self.order["run"],
+            "pin": None,
+        }
+        return dict(about, **times)
 
     def hash_stored(self, fd, size, algo):
         """Return the digest of the published file, read through the descriptor it was written with."""
@@ -376,10 +382,7 @@ class Fetch:
 
 
 def name_of(image_id):
-    """Return the name of an image's base file.
-
-    Source: nova ``virt/libvirt/imagecache.py`` (``get_cache_fname``).
-    """
+    """Return the name of an image's base file, as nova's ``virt/libvirt/imagecache.py`` does."""
     digest = new_digest("sha1")
     digest.update(image_id.encode("utf-8"))
     return digest.hexdigest()
