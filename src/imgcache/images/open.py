@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from typing import TYPE_CHECKING
 
 from imgcache.errors import ConfigError, Problem
@@ -29,6 +30,8 @@ def open_image_service(settings: ImageServiceSettings, options: CloudOptions) ->
             raise ConfigError(message, [problem])
         return DirectoryImageService(settings.path)
 
+    # From here on this process holds passwords and tokens, which no core dump may.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     # keystoneauth1, openstacksdk and requests take a third of a second to import
     from imgcache.images.glance import GlanceImageService  # noqa: PLC0415
     from imgcache.images.keystone import open_cloud  # noqa: PLC0415
