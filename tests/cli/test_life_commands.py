@@ -363,6 +363,8 @@ def life_light(tmp_path: Path) -> LifeSite:
         "aggregates: {edge-1: {hosts: [{name: h1, transport: local, python: /nonexistent}]}}\n"
     )
     (tmp_path / "inventory.yaml").chmod(0o600)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "images.yaml").write_text("images: []\n")
     return LifeSite(tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from imgcache.guards import is_pinned
@@ -167,7 +168,10 @@ def _pin_text(entry: CacheEntry) -> str | None:
     until = entry.manifest.pinned_until if entry.manifest and is_pinned(entry) else None
     if until is None:
         return None
-    return "forever" if until == PIN_FOREVER else _moment_text(until)
+    if until == PIN_FOREVER:
+        return "forever"
+    # The end was told by the host's clock, which is known to within milliseconds.
+    return _moment_text(until + timedelta(seconds=0.5))
 
 
 def _moment_text(moment: datetime | None) -> str | None:

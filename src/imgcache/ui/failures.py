@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TextIO
 
-from imgcache.errors import ConfigError, ImageProblemsError
+from imgcache.errors import ConfigError, ImageProblemsError, ImgcacheError
 from imgcache.text import printable
 from imgcache.ui.formats import json_text
 from imgcache.ui.stream import discard, fit
 
 if TYPE_CHECKING:
-    from imgcache.errors import ExitCode, ImgcacheError, Problem
+    from imgcache.errors import ExitCode, Problem
 
 #: Room for a whole usage text in one message.
 _LIMIT = 2000
@@ -65,7 +65,9 @@ def say(lines: list[str], stream: TextIO | None, document: dict[str, object] | N
 
 
 def _kind(error: ImgcacheError) -> str:
-    return type(error).__name__.removesuffix("Error")
+    """Return the kind as ``errors`` has it, the closed list, also of kinds that an operation refines."""
+    kinds = (kind for kind in type(error).__mro__ if kind.__module__ == ImgcacheError.__module__)
+    return next(kinds).__name__.removesuffix("Error")
 
 
 def _problems(error: ImgcacheError) -> tuple[Problem, ...]:
