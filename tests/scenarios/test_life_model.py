@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,29 @@ def test_prune_never_removes_what_is_in_use_in_thousands_of_histories(
     part: int, tmp_path: Path
 ) -> None:
     assert run_histories(tmp_path, range(1000 + part * 500, 1500 + part * 500)) > 100
+
+
+@pytest.mark.row("D5")
+def test_an_instance_that_is_renamed_whenever_the_helper_looks_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path, 1)
+    world.boot()
+    while world.boots:
+        world.step_boot()
+    world.pass_time()
+    for path in world.base.iterdir():
+        if path.is_file():
+            os.utime(path, (0, 0))
+    monkeypatch.setattr(world, "act", lambda *_: world.rename())
+    try:
+        for _ in range(3):
+            world.prune()
+            world.check()
+    finally:
+        world.close()
+    assert not world.removed
+    assert len([line for line in world.log if line.startswith("rename")]) > 3
 
 
 def _blind(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,8 @@ from .staging import new_digest
 _DEPTH = 3
 _CHAIN = 16
 _PROBLEMS = 20
+#: How often a folder is read again because something in it is new or was renamed meanwhile.
+_ROUNDS = 50
 #: A header is remembered only when its file has been left alone for so long: within one tick of a
 #: clock, also another host's, a file can change without looking changed.
 _SETTLED_S = 60
@@ -166,18 +168,35 @@ class Scan:
             return []
 
     def look_into(self, fd, path, depth, user):
-        """Look at everything in an open folder."""
+        """Look at everything in an open folder, until nothing in it is new: Nova renames, by the way."""
         self.folders.add(_inode(os.fstat(fd)))
-        names = self.names_in(fd, path)
-        for place, name in enumerate(names):
-            if not depth and self.tell:
-                self.tell("inspect", place, len(names))
-            if not depth and name == "locks":
-                continue  # opening and closing a lock file of Nova's would let go of our own lock on it
-            self.look_at(name, fd, path, depth, user or name)
+        seen = set()
+        for _ in range(_ROUNDS):
+            names = self.names_in(fd, path)
+            missed = False
+            for place, name in enumerate(names):
+                if not depth and self.tell:
+                    self.tell("inspect", place, len(names))
+                if not depth and name == "locks":
+                    continue  # opening and closing a lock file of Nova's would let go of our own lock on it
+                try:
+                    there = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                except OSError:
+                    there = None
+                mark = (name, there and _inode(there))
+                if mark in seen:
+                    continue
+                missed = True
+                if self.look_at(name, fd, path, depth, user or name) or (
+                    there and stat.S_ISLNK(there.st_mode)
+                ):
+                    seen.add(mark)
+            if not missed:
+                return
+        self.problem("%s changes all the time" % path)
 
     def look_at(self, name, folder_fd, folder, depth, user):
-        """Look at one file or folder; whoever vanishes meanwhile is no problem."""
+        """Look at one file or folder; return False when it vanished meanwhile."""
         path = "%s/%s" % (folder, name)
         try:
             status = either(os.stat, name, dir_fd=folder_fd)
@@ -188,10 +207,11 @@ class Scan:
                 for reference in self.header(name, folder_fd, status):
                     self.refer(reference, folder, user, 0)
         except _GONE:
-            pass
+            return False
         except OSError as error:
             if not (isinstance(error, PermissionError) and _NO_DISKS.fullmatch(name)):
                 self.problem(path, error)
+        return True
 
     def enter(self, name, folder_fd, path, depth, user):
         """Look into a folder, also one that is reached through a link, each once."""
