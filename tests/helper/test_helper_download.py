@@ -130,6 +130,21 @@ def test_a_head_that_comes_too_slowly(item: Item) -> None:
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.row("N3")
+def test_a_chunks_head_that_comes_too_slowly(item: Item) -> None:
+    def drip_chunk(exchange: http.Exchange) -> None:
+        exchange.head(200, {"Transfer-Encoding": "chunked"})
+        for byte in b"5;" + b"x" * 500:
+            if exchange.server.closing.wait(0.1):
+                return
+            exchange.connection.sendall(bytes([byte]))
+
+    began = time.monotonic()
+    retry, _ = item.retried(drip_chunk, http.serve(), stall_s=1)
+    assert retry["code"] == "download"
+    assert time.monotonic() - began < 10
+
+
 @pytest.mark.row("N4")
 @pytest.mark.row("R12")
 @pytest.mark.parametrize("framing", ["length", "chunked", "close"])

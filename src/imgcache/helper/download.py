@@ -239,7 +239,10 @@ class Download:
             while filled < len(view) and sink.count + filled < sink.size and error is None:
                 want = min(len(view) - filled, sink.size - sink.count - filled + endless)
                 try:
+                    # A chunk's head may come byte by byte within one call, each just in time.
+                    self.watch.give_up_in(2 * self.limits["stall_s"])
                     got = pace.timed(_read_some, response, view[filled : filled + want])
+                    self.watch.give_up_in(None)
                     if not got:
                         break
                 except (OSError, ValueError, http.client.HTTPException, Retry) as caught:
