@@ -153,6 +153,7 @@ def test_without_locks_the_link_decides(shim: Path, instances: Path, number: int
     assert assert_whole_or_absent(instances)
 
 
+@pytest.mark.row("H24")
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK])
 def test_without_hard_links_a_rename_that_overwrites_nothing(
     shim: Path, instances: Path, number: int
@@ -393,6 +394,19 @@ def test_the_disk_fills_while_converting(instances: Path, tmp_path: Path) -> Non
         answer = helper.error(fetch)
         assert answer["code"] in {"space", "qemu"}
         assert os.listdir(instances / "_base/.imgcache") == []
+
+
+@pytest.mark.row("H24")
+@pytest.mark.qemu
+def test_a_file_system_without_direct_io(instances: Path, tmp_path: Path) -> None:
+    plain, made = tmp_path / "plain", tmp_path / "made"
+    plain.write_bytes(DATA.ljust(1 << 20, b"\0"))
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", plain, made], check=True)
+    data = made.read_bytes()
+    image = image_of(data, "qcow2")
+    with Tmpfs(instances, "size=16m"):
+        assert fetched(instances, image, data)["state"] == "cached"
+        assert (instances / "_base" / base_name(image["id"])).read_bytes() == plain.read_bytes()
 
 
 @pytest.mark.row("H7")

@@ -308,6 +308,7 @@ def opened_by(user: int, instances: Path) -> Controller:
 
 
 @needs_root
+@pytest.mark.row("H23")
 @pytest.mark.row("R22")
 def test_root_makes_everything_as_novas_user(instances: Path) -> None:
     os.chown(instances, NOVA, NOVA)
