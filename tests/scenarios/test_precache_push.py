@@ -242,7 +242,7 @@ def test_a_signal_winds_the_run_up_and_leaves_nothing_behind(
     pump.write_text(
         "import os, time\nleft = 400000\n"
         "while left:\n"
-        "    block = os.read(0, min(left, 65536))\n    os.write(1, block)\n    left -= len(block)\n"
+        "    block = os.read(0, min(left, 65536)) or exit()\n    os.write(1, block)\n    left -= len(block)\n"
         "time.sleep(60)\n"
     )
     slow.write_text(f'#!/bin/sh\n{sys.executable} {pump} | {sys.executable} "$@"\n')
