@@ -93,7 +93,9 @@ def test_a_time_in_the_future_keeps(tree: Tree, life: Life) -> None:
     path = tree.image("image", age=-3600)
     tree.manifest(path)
     assert life.look()[0][path.name]["age"] < -3500
-    assert life.remove_one(path, min_age_s=0, ours_ok=True) == "young"
+    order = life.order("remove", items=[item(path, min_age_s=-9999, ours_ok=True)])
+    assert "in the future" in life.rows(order)[0][0]["reason"]
+    assert path.exists()
 
 
 @pytest.mark.row("D4")
@@ -186,7 +188,7 @@ def test_lock_held_by_nova(tree: Tree, life: Life) -> None:
     with child(sys.executable, "-c", HOLD_LOCK, tree.instances / "locks" / f"nova-{path.name}"):
         began = time.monotonic()
         assert life.remove(path, resized) == [("kept", "busy")] * 2
-        assert 5 < time.monotonic() - began < 25
+        assert time.monotonic() - began > 5
     assert life.remove(path, resized) == [("removed", None)] * 2
 
 

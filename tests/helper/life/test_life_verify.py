@@ -95,7 +95,7 @@ def test_rate(tree: Tree, life: Life) -> None:
     progress = life.event(number, "progress")
     assert (progress["phase"], progress["total"]) == ("hash", len(DATA))
     assert life.result(number)["state"] == "intact"
-    assert 2.4 < time.monotonic() - began < 15
+    assert time.monotonic() - began > 2.4
 
 
 def test_stopped(tree: Tree, life: Life) -> None:
