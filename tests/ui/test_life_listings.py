@@ -90,6 +90,20 @@ def test_a_list_folds_hosts_and_is_for_people() -> None:
     )
 
 
+def test_two_entries_that_look_alike_are_two_rows() -> None:
+    copies = [
+        listed(host, kind=EntryKind.RESIZED, entry_name=f"{'a' * 40}_{size}")
+        for host in ("h1", "h2")
+        for size in (10, 20)
+    ]
+    lines = render(entry_listing(list_report(*copies, listed("h2"))), Format.TABLE).splitlines()
+    assert [line.split()[:3] for line in lines[1:]] == [
+        ["h2", "debian-12", "original"],
+        ["h[1-2]", "debian-12", "resized"],
+        ["h[1-2]", "debian-12", "resized"],
+    ]
+
+
 def test_programs_get_exact_bytes_and_seconds() -> None:
     made = entry_listing(list_report(listed("h1", age_s=86_400.5)))
     columns = ("allocated_bytes", "age_s", "pinned_until")

@@ -52,9 +52,7 @@ def test_hosts_with_equal_rows_are_one_row() -> None:
         ({"kind": EntryKind.RESIZED, "entry_name": f"{'a' * 40}_10", "manifest": None}, "r"),
     ],
 )
-def test_each_state_has_its_sign_and_the_legend_says_it(
-    given: dict[str, Any], sign: str
-) -> None:
+def test_each_state_has_its_sign_and_the_legend_says_it(given: dict[str, Any], sign: str) -> None:
     text = matrix_text(list_report(listed("h1", **given)), 80)
     assert text.splitlines()[1].split() == ["h1", sign]
     assert text.splitlines()[-1] == f"{sign} {SIGNS[sign]}"

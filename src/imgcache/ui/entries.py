@@ -91,7 +91,8 @@ FAILURE_COLUMNS = Columns(
 
 def entry_listing(report: ListReport, *, missing_only: bool = False) -> Listing:
     """Return the report for ``ui.formats.render``; with ``missing_only`` its rows are what hosts lack."""
-    entries = [_entry_row(listed) for listed in report.entries]
+    # A stable sort: within an image, hosts stay in the order selected.
+    entries = [_entry_row(listed) for listed in sorted(report.entries, key=_place)]
     missing = [_missing_row(one) for one in report.missing]
     failures = failure_listing(report.failures)
     document = {
@@ -124,6 +125,12 @@ def failure_listing(failures: Iterable[HostFailure]) -> Listing:
         for failure in failures
     ]
     return Listing({}, "failures", rows, FAILURE_COLUMNS)
+
+
+def _place(listed: ListedEntry) -> tuple[bool, str, str, str]:
+    """Return where an entry belongs: images by name, then what has none; copies behind their image."""
+    name, entry = listed.image_name, listed.entry
+    return name is None, name or "", entry.kind.value, entry.name
 
 
 def _entry_row(listed: ListedEntry) -> dict[str, Cell]:

@@ -11,6 +11,7 @@ import io
 import json
 import re
 import unicodedata
+from collections import Counter
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from enum import StrEnum
@@ -221,15 +222,20 @@ def _heading(name: str, columns: Columns) -> str:
 
 
 def _fold(rows: Iterable[tuple[str, ...]], at: int) -> list[tuple[str, ...]]:
-    """Return rows that differ in one place only as one row, in the order of their first."""
+    """Return rows that differ in one place only as one row, in the order of their first.
+
+    A row that is there twice stays twice: two entries of a host may look alike.
+    """
     from imgcache.ui.folding import fold_hosts  # noqa: PLC0415 - ClusterShell, for tables only
 
-    groups: dict[tuple[str, ...], list[str]] = {}
+    groups: dict[tuple[int, tuple[str, ...]], list[str]] = {}
+    times: Counter[tuple[str, ...]] = Counter()
     for row in rows:
-        groups.setdefault(row[:at] + row[at + 1 :], []).append(row[at])
+        groups.setdefault((times[row], row[:at] + row[at + 1 :]), []).append(row[at])
+        times[row] += 1
     return [
         (*rest[:at], printable(fold_hosts(names), 2000), *rest[at:])
-        for rest, names in groups.items()
+        for (_, rest), names in groups.items()
     ]
 
 

@@ -86,8 +86,11 @@ _ORDER = tuple(
 
 def outcome_listing(report: EntryReport) -> Listing:
     """Return the report for ``ui.formats.render``; a table has the sums below."""
-    # A stable sort: within a word, hosts stay in the order selected.
-    outcomes = sorted(report.outcomes, key=lambda one: _ORDER.index(one.outcome))
+    # A stable sort: within a word and an image, hosts stay in the order selected.
+    outcomes = sorted(
+        report.outcomes,
+        key=lambda one: (_ORDER.index(one.outcome), one.image_name or "", one.entry),
+    )
     rows = [_row(outcome) for outcome in outcomes]
     document = {
         "run_id": report.run_id,
