@@ -327,6 +327,33 @@ def test_root_makes_everything_as_novas_user(instances: Path) -> None:
 
 
 @needs_root
+@pytest.mark.row("T13")
+@pytest.mark.parametrize(("owner", "mode"), [(NOVA, 0o600), (0, 0o660), (0, 0o606)])
+def test_root_takes_no_other_users_word_for_a_folder_of_roots(
+    helper: Controller, instances: Path, tmp_path: Path, owner: int, mode: int
+) -> None:
+    """Else Nova's user could have root put an image's bytes anywhere, /etc/cron.d say."""
+    conf = tmp_path / "nova.conf"
+    conf.write_text(f"[DEFAULT]\nstate_path = {instances.parent}\n")
+    given = {"nova_conf": [str(conf)], "instances_path": None, "cache_subdirectory": None}
+    conf.chmod(0o640)
+    assert helper.result(helper.open(instances, **given))["event"] == "result"
+    os.chown(conf, owner, owner)
+    conf.chmod(mode)
+    error = helper.error(helper.open(instances, **given))
+    assert error["code"] == "config"
+    assert str(conf) in error["message"]
+    touch_again = helper.order("touch", base=BASE, sizes=[], dry=False)
+    assert helper.error(touch_again)["code"] == "config"
+    given.update(instances_path=str(instances), cache_subdirectory="_base")
+    helper.result(helper.open(instances, **given))
+    os.chown(instances, NOVA, NOVA)  # what Nova's user may write anyway
+    for_users(instances)
+    given.update(instances_path=None)
+    helper.result(helper.open(instances, **given))
+
+
+@needs_root
 @pytest.mark.row("R22")
 def test_root_renews_files_in_use_by_qemu(helper: Controller, instances: Path, cache: Path) -> None:
     for path in (instances, cache):

@@ -337,15 +337,10 @@ def _manifest_in(fd, base):
     """Return what an open manifest holds, or None when it is damaged. Closes nothing: a lock would go."""
     try:
         manifest = decode(os.pread(fd, 65536, 0).decode("utf-8"))
-        if (
-            manifest["version"] == 1
-            and manifest["base"] == base
-            and manifest["stored"]["size"] >= 0
-        ):
-            return manifest
+        good = manifest["version"] == 1 and manifest["stored"]["size"] >= 0
+        return manifest if good and manifest["base"] == base else None
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        pass
-    return None
+        return None
 
 
 def _try_lock(fd):
@@ -376,7 +371,10 @@ def order_open(session, order):
     session.cache = None
     try:
         values, origins = conf.effective(order["settings"])
-        session.cache = cache = Cache(values)
+        cache = Cache(values)
+        if os.geteuid() == 0:
+            conf.refuse_foreign(origins)
+        session.cache = cache
         cache.nova_conf = order["settings"].get("nova_conf")
     except Failure as failure:
         session.open_failure = failure

@@ -8,6 +8,7 @@ nova ``conf/libvirt.py``, ``conf/imagecache.py``, ``conf/compute.py``, ``conf/pa
 # ruff: noqa: EM101 - a Failure's code is a literal; imports are dear on a warm host
 
 import os
+import stat
 
 from .core import Failure, user_name
 
@@ -36,6 +37,10 @@ _BOOLEANS = {
     "no": False,
 }
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.")
+
+
+#: Files read that someone else than root can write -> who owns them.
+_FOREIGN = {}  # type: dict[str, int]
 
 
 def find_files():
@@ -71,6 +76,9 @@ class Conf:
         for path in expand(paths):
             try:
                 with open(path, encoding="utf-8", errors="surrogateescape") as lines:
+                    status = os.fstat(lines.fileno())
+                    if status.st_uid or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                        _FOREIGN[path] = status.st_uid
                     self.files.insert(0, (path, parse(path, lines)))
             except OSError as error:
                 raise Failure(
@@ -192,11 +200,26 @@ def _boolean(setting, value, origin):
         ) from None
 
 
+def refuse_foreign(origins):
+    """For root, where the cache is root's too: take nobody else's word for where that is.
+
+    Nova's user could name any of root's folders, and an image that becomes a harmful file in it.
+    """
+    if _FOREIGN and {origins["instances_path"], origins["cache_subdirectory"]} != {"inventory"}:
+        path = sorted(_FOREIGN)[0]
+        message = (
+            "the cache belongs to root, but others than root may change %s (owner %s), "
+            "which says where it is; give instances_path and cache_subdirectory in the inventory, or log in as Nova's user"
+        )
+        raise Failure("config", message % (path, user_name(_FOREIGN[path])), path=path)
+
+
 def effective(settings):
     """Return (values, origins): what the inventory gives, else nova.conf, else Nova's default.
 
     nova.conf is not even opened when the inventory gives everything.
     """
+    _FOREIGN.clear()
     values = {name: settings.get(name) for name in WANTED}
     origins = dict.fromkeys(WANTED, "inventory")
     missing = [name for name in WANTED if values[name] is None]
