@@ -209,7 +209,8 @@ def refuse_foreign(origins):
         path = sorted(_FOREIGN)[0]
         message = (
             "the cache belongs to root, but others than root may change %s (owner %s), "
-            "which says where it is; give instances_path and cache_subdirectory in the inventory, or log in as Nova's user"
+            "which says where it is; give instances_path and cache_subdirectory in the inventory, "
+            "or log in as Nova's user"
         )
         raise Failure("config", message % (path, user_name(_FOREIGN[path])), path=path)
 
