@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import jsonschema
 import pytest
 
+from imgcache.cli import main
 from servers.life_fixtures import DAY, IDS, LifeSite, schema
 
 if TYPE_CHECKING:
@@ -202,10 +203,13 @@ def test_a_plan_above_the_ceiling_is_shown_and_refused(life: LifeSite) -> None:
         ["clean", "--all", "--stall-age", "0"],
     ],
 )
-def test_what_would_take_everything_is_refused(life_light: LifeSite, argv: list[str]) -> None:
-    done = life_light.run(*argv, "-f", "json")
-    assert (done.returncode, done.stdout) == (3, "")
-    error = json.loads(done.stderr.splitlines()[-1])
+@pytest.mark.usefixtures("life_light")
+def test_what_would_take_everything_is_refused(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, (stdout, stderr) = main([*argv, "-f", "json"]), capsys.readouterr()
+    assert (code, stdout) == (3, "")
+    error = json.loads(stderr.splitlines()[-1])
     jsonschema.validate(error, ERROR)
     assert argv[2] in error["error"]["message"]
     assert error["error"]["hint"]
@@ -356,7 +360,7 @@ def test_columns_and_quiet_are_as_everywhere(life: LifeSite) -> None:
 
 
 @pytest.fixture
-def life_light(tmp_path: Path) -> LifeSite:
+def life_light(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A site whose hosts must not be contacted."""
     (tmp_path / "inventory.yaml").write_text(
         "image_service: {kind: directory, path: images}\n"
@@ -365,7 +369,7 @@ def life_light(tmp_path: Path) -> LifeSite:
     (tmp_path / "inventory.yaml").chmod(0o600)
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "images.yaml").write_text("images: []\n")
-    return LifeSite(tmp_path)
+    monkeypatch.setenv("IMGCACHE_INVENTORY", str(tmp_path / "inventory.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -390,14 +394,14 @@ def life_light(tmp_path: Path) -> LifeSite:
         (["prune", "--all", "-c", "nothing"], "no such column"),
     ],
 )
+@pytest.mark.usefixtures("life_light")
 def test_bad_input_is_told_before_anything_is_done(
-    life_light: LifeSite, argv: list[str], said: str
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = life_light.run(*argv)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert said in done.stderr
-    assert "hint:" in done.stderr
-    assert "Traceback" not in done.stderr
+    code, (stdout, stderr) = main(argv), capsys.readouterr()
+    assert (code, stdout) == (2, "")
+    assert said in stderr
+    assert "hint:" in stderr
 
 
 def test_an_image_that_cannot_be_told_ends_with_4(life: LifeSite) -> None:

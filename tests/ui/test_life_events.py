@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from imgcache.errors import ErrorCode
 from imgcache.events import EntryEnded, Event, HostFailed, RunEnded, RunStarted
-from imgcache.plan import EntryWord
+from imgcache.plan import EntryWord, OutcomeWord
 from imgcache.ui.log import RunLog
 from imgcache.ui.messages import Messages, summary_line
 from imgcache.ui.tally import Tally
@@ -47,6 +48,12 @@ def test_failures_are_told_at_once_and_many_are_folded() -> None:
         "h2: error (connect): no route 2",
         "2 more hosts: h[3-4]: error (connect)",
     ]
+
+
+def test_a_host_that_cannot_have_a_cache_was_warned_about_before() -> None:
+    cannot = HostFailed(replace(failure("h1"), outcome=OutcomeWord.UNSUPPORTED))
+    assert said(0, cannot, END) == []
+    assert said(2, cannot) == ["h1: unsupported (connect): no route"]
 
 
 def test_what_went_well_is_told_to_who_asks() -> None:

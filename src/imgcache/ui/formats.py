@@ -233,10 +233,11 @@ def _fold(rows: Iterable[tuple[str, ...]], at: int) -> list[tuple[str, ...]]:
     for row in rows:
         groups.setdefault((times[row], row[:at] + row[at + 1 :]), []).append(row[at])
         times[row] += 1
-    return [
-        (*rest[:at], printable(fold_hosts(names), 2000), *rest[at:])
-        for (_, rest), names in groups.items()
-    ]
+    # The same few sets of hosts come again and again, and folding takes its time.
+    folded = {names: "" for names in map(tuple, groups.values())}
+    for names in folded:
+        folded[names] = printable(fold_hosts(names), 2000)
+    return [(*rest[:at], folded[tuple(names)], *rest[at:]) for (_, rest), names in groups.items()]
 
 
 def _aligned(rows: Sequence[tuple[str, ...]], right: Container[int] = ()) -> str:

@@ -97,6 +97,8 @@ class Messages:
         return self._tell(outcome.host, kind, entry_line(outcome))
 
     def _failure(self, failure: HostFailure) -> list[str]:
+        if failure.outcome not in FAILED_WORDS:  # the warning was told when it happened
+            return [failure_line(failure)] if self._verbosity >= 2 else []
         kind = (failure.outcome.value, failure.code.value)
         return self._tell(failure.host, kind, failure_line(failure))
 
