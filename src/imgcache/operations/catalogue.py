@@ -150,7 +150,8 @@ class Lookup:
         """Return an image that is verified to be cacheable.
 
         Raises:
-            ImageServiceError: it is not, or the service cannot be used.
+            ImageProblemsError: it is not.
+            ImageServiceError: the service cannot be used.
         """
         if image_id not in self._images:
             call = asyncio.to_thread(self._service.find_images, (image_id,))

@@ -48,7 +48,8 @@ def plan_delete_run(
 
     Raises:
         UsageError: the selection makes no sense, or no image is named.
-        ImageServiceError: an image cannot be told, or the service cannot be used.
+        ImageProblemsError: an image cannot be told.
+        ImageServiceError: the service cannot be used.
     """
     hosts = select_hosts(inventory, request.selection)
     if not request.names:

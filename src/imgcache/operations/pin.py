@@ -57,7 +57,8 @@ def plan_pin(request: PinRequest, inventory: Inventory, service: ImageService | 
 
     Raises:
         UsageError: the selection makes no sense, or no image is named.
-        ImageServiceError: an image cannot be told, or the service cannot be used.
+        ImageProblemsError: an image cannot be told.
+        ImageServiceError: the service cannot be used.
     """
     hosts = select_hosts(inventory, request.selection)
     if not request.names:

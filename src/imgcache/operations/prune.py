@@ -58,7 +58,8 @@ def plan_prune_run(
     Raises:
         UsageError: the selection makes no sense, or ``gone`` without an image service.
         UnsafePlanError: the policy would remove everything.
-        ImageServiceError: an image to keep cannot be told, or the service cannot be used.
+        ImageProblemsError: an image to keep cannot be told.
+        ImageServiceError: the service cannot be used.
     """
     hosts = select_hosts(inventory, request.selection)
     check_policy(request.policy)

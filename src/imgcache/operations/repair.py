@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from imgcache.errors import ErrorCode, ImageServiceError
+from imgcache.errors import ErrorCode, ImageProblemsError, ImageServiceError
 from imgcache.model import ImageId
 from imgcache.operations.catalogue import Catalogue, Lookup
 from imgcache.operations.fleet import driver_of
@@ -84,9 +84,10 @@ async def _images_of(
             continue
         try:
             images[row.entry] = await lookup.image(ImageId(row.image_id))
+        except ImageProblemsError as error:
+            images[row.entry] = "; ".join(problem.what for problem in error.problems)
         except ImageServiceError as error:
-            problems = getattr(error, "problems", ())
-            images[row.entry] = "; ".join(one.what for one in problems) or error.message
+            images[row.entry] = error.message
     return images
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from imgcache.drivers.base import VerdictState
-from imgcache.errors import ErrorCode, ImageServiceError, UsageError
+from imgcache.errors import ErrorCode, ImageProblemsError, ImageServiceError, UsageError
 from imgcache.model import EntryKind
 from imgcache.operations.catalogue import (
     Catalogue,
@@ -75,7 +75,8 @@ def plan_verify(
 
     Raises:
         UsageError: the selection makes no sense, or the image service is needed and there is none.
-        ImageServiceError: an image cannot be told, or the service cannot be used.
+        ImageProblemsError: an image cannot be told.
+        ImageServiceError: the service cannot be used.
     """
     hosts = select_hosts(inventory, request.selection)
     if service is None and (request.adopt or request.repair):
@@ -148,7 +149,7 @@ class _HostVerify:
         entries = self._chosen(cache) if self._first else {}
         adoptable = await self._adoptable(entries)
         for name, entry in entries.items():
-            if entry.manifest is None and name not in adoptable:
+            if not (entry.manifest or name in adoptable or name in self._rows):
                 self._note_unmanaged(entry)
 
         def judge(verdict: Verdict) -> None:
@@ -188,6 +189,9 @@ class _HostVerify:
                 continue
             try:
                 image = await self.lookup.image(known.id)
+            except ImageProblemsError as error:
+                self._note_unmanaged(entry, f"cannot be proven: the image {error.problems[0].what}")
+                continue
             except ImageServiceError as error:
                 self._note_unmanaged(entry, f"cannot be proven: {error.message}")
                 continue
