@@ -234,7 +234,7 @@ def _fold(rows: Iterable[tuple[str, ...]], at: int) -> list[tuple[str, ...]]:
         groups.setdefault((times[row], row[:at] + row[at + 1 :]), []).append(row[at])
         times[row] += 1
     # The same few sets of hosts come again and again, and folding takes its time.
-    folded = {names: "" for names in map(tuple, groups.values())}
+    folded = dict.fromkeys(map(tuple, groups.values()), "")
     for names in folded:
         folded[names] = printable(fold_hosts(names), 2000)
     return [(*rest[:at], folded[tuple(names)], *rest[at:]) for (_, rest), names in groups.items()]
