@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +15,6 @@ from imgcache.helper import cache, usage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     Links = Mapping[str, Path | str]
 
@@ -142,6 +143,20 @@ def test_files_of_processes(host: Host) -> None:
     scan = host.scan(inode, name, deleted, btrfs, mapped)
     assert scan.users == {path.name: {UUID} for path in (inode, name, mapped)}
     assert scan.problems == []
+
+
+@pytest.mark.row("D7")
+def test_mapped_on_a_file_system_without_a_device(tmp_path: Path) -> None:
+    """btrfs and overlays show a mapped file with another device number than ``stat`` gives."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or os.major(memory.stat().st_dev):
+        pytest.skip("no file system without a device here")
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        host = Host(Tree(Path(folder) / "instances"), tmp_path)
+        base = host.tree.image("image")
+        maps = f"7f00-7f01 r--s 00000000 00:ff {base.stat().st_ino} /seen/under another name\n"
+        host.process(77, "cat", maps=maps)
+        assert host.scan(base).users == {base.name: {"process 77 (cat)"}}
 
 
 @pytest.mark.row("D6")
