@@ -71,6 +71,8 @@ class Output:
         try:
             write_result(text, sys.stdout)
         except OSError as exc:
+            if code in {ExitCode.INTERRUPTED, ExitCode.TERMINATED}:
+                return code  # the terminal went away, which is what ended the run
             message = f"the run ended, but its result cannot be written to standard output: {exc.strerror}"
             raise ImgcacheError(
                 message, hint="run it again: what is done is not done twice"

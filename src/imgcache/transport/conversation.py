@@ -324,7 +324,11 @@ class Conversation:
             self._orders.popleft()
 
     async def _fail_at_end(self) -> None:
-        status = await self._session.exit_status()
+        status: int | None = None
+        with suppress(TimeoutError):
+            # Its streams have ended, but whether the process itself ever does is the host's affair.
+            async with asyncio.timeout(GOODBYE_TIMEOUT_S):
+                status = await self._session.exit_status()
         stderr = self._session.stderr_tail()
         raise explain_end(
             self._host, status, stderr, self._reader.noise(), started=self._hello is not None
