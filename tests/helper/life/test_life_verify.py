@@ -58,6 +58,9 @@ def test_damaged(damage: str, tree: Tree, life: Life) -> None:
     path.write_bytes(data)
     answer = verify(life, path)
     assert (answer["state"], answer["size"]) == ("damaged", len(data))
+    assert (answer["value"] is None) == (
+        len(data) != len(DATA)
+    )  # what has the wrong size is not read
     assert read(place)["verified_at"] is None
 
 
