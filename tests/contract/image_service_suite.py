@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import pytest
 
 from imgcache.errors import ExitCode, ImageProblemsError, ImageServiceError
+from imgcache.model import ImageId
 
 if TYPE_CHECKING:
     from imgcache.images.base import ImageService
@@ -185,3 +186,19 @@ class ImageServiceSuite:
     def test_closing_twice_is_fine(self, shelf: Shelf) -> None:
         with shelf.open() as service:
             service.close()
+
+    def test_lists_all_images_whatever_their_state(self, shelf: Shelf) -> None:
+        one = shelf.add("one", b"1" * 700)
+        two = shelf.add("two", b"2" * 700, active=False)
+        listed = {image_id: (name, status) for image_id, name, status in shelf.open().list_images()}
+        assert listed[ImageId(one)] == ("one", "active")
+        assert listed[ImageId(two)] == ("two", "deactivated")
+
+    def test_tells_what_is_gone(self, shelf: Shelf) -> None:
+        one = shelf.add("one", b"1" * 700)
+        two = shelf.add("two", b"2" * 700, active=False)
+        service = shelf.open()
+        assert not service.is_gone(ImageId(one))
+        assert not service.is_gone(ImageId(one.upper()))
+        assert not service.is_gone(ImageId(two))
+        assert service.is_gone(ImageId(UNKNOWN_ID))
