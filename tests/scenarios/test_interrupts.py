@@ -147,7 +147,6 @@ def test_the_terminal_is_closed(site: Fleet, glance: ScriptedGlance, tmp_path: P
         wait_until(lambda: [one for one in staging_files(site) if one.stat().st_size])
         os.close(ours)  # the kernel sends SIGHUP, and every write fails from now on
         process.wait(30)
-    # 1: the result could not be written either, which is told instead.
     assert process.returncode == 143
     assert "Traceback" not in log.read_text()
     assert_clean_and_rerun_works(site, image_id)
