@@ -9,8 +9,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from imgcache.errors import ImageServiceError
-from imgcache.images.keystone import open_cloud
 from imgcache.images.glance import GlanceImageService
+from imgcache.images.keystone import open_cloud
 from imgcache.images.options import CloudOptions
 from imgcache.model import ImageId, ImageServiceSettings
 from servers.scripted_http import Answer, Request, ScriptedServer

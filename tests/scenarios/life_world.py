@@ -21,8 +21,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from imgcache.drivers.libvirt_rows import cache_from, entry_from
-from imgcache.helper import cache as helper_cache
-from imgcache.helper import entries, removal, usage
+from imgcache.helper import cache as cache_module
+from imgcache.helper import entries as entries_module
+from imgcache.helper import removal as removal_module
+from imgcache.helper import usage as usage_module
 from imgcache.model import base_file_name
 from imgcache.policy import PrunePolicy, plan_prune
 from imgcache.transport.wire import Fields
@@ -36,6 +38,11 @@ if TYPE_CHECKING:
     from imgcache.policy import Decision
 
 HOUR = 3600.0
+#: The helper's code has no types.
+cache: Any = cache_module
+entries: Any = entries_module
+removal: Any = removal_module
+usage: Any = usage_module
 
 
 def overlay(path: Path, backing: str) -> None:
@@ -109,7 +116,7 @@ class World:
             "force_raw_images": True,
             "images_type": "qcow2",
         }
-        self.cache = helper_cache.Cache(values)
+        self.cache = cache.Cache(values)
         self.cache.nova_conf = [str(conf)]
         roots = usage.Roots(str(self.proc), str(root / "sys"), ())
         self.cache.usage = usage.Usage(self.cache, roots)
@@ -122,6 +129,8 @@ class World:
         self.removed = 0
         self.log: list[str] = []
         self._number = 0
+        self._waits: dict[int, str] = {}
+        """A boot's steps (by id) -> what its next one needs: ``lock`` or ``free``."""
 
     # ---- Nova
 
@@ -182,10 +191,6 @@ class World:
         if following is not None:
             self.boots.append((steps, names))
             self._waits[id(steps)] = following
-
-    @property
-    def _waits(self) -> dict[int, str]:
-        return self.__dict__.setdefault("waits", {})
 
     def _is_free(self, boot: tuple[Iterator[str], set[str]]) -> bool:
         return self._waits.get(id(boot[0])) == "free"
@@ -279,7 +284,7 @@ class World:
         return cache_from(opened, facts, [entry_from(Fields(row)) for row in session.rows])
 
     def remove(self, decisions: tuple[Decision, ...]) -> None:
-        items = [
+        items: list[dict[str, Any]] = [
             {
                 "name": one.entry.name, "inode": one.entry.inode, "mtime_ns": one.entry.mtime_ns,
                 "min_age_s": one.min_age_s, "ours_ok": False, "pinned_ok": False,

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from imgcache import guards
-from imgcache.helper import entries, removal, usage
-from scenarios.life_world import Hurt, World
+from scenarios.life_world import Hurt, World, entries, removal, usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,7 +87,7 @@ def _no_age(monkeypatch: pytest.MonkeyPatch) -> None:
     """A touched base counts as unused: the helper forgets the item's time, and both forget the floor."""
     look = removal.Remove.look
 
-    def careless(self: removal.Remove, item: dict[str, object]) -> object:
+    def careless(self: Any, item: dict[str, object]) -> object:
         status = (self.cache and entries.status_of(item["name"], self.cache.cache_fd)) or None
         if status is not None:
             item = {**item, "inode": status.st_ino, "mtime_ns": status.st_mtime_ns}

@@ -157,9 +157,8 @@ def _is_enough(found: HostCache, asked: PrunePolicy, freed: int) -> bool:
     taken = max(found.nova_usage_bytes, sum(one.allocated_bytes for one in found.entries))
     enough = asked.max_size_bytes is None or taken - freed <= asked.max_size_bytes
     if asked.min_free is not None:
-        wanted = asked.min_free.count
-        if wanted is None:
-            wanted = (asked.min_free.share or 0) * found.filesystem_size_bytes
+        count, share = asked.min_free.count, asked.min_free.share or 0
+        wanted = count if count is not None else share * found.filesystem_size_bytes
         enough = enough and found.filesystem_free_bytes + freed >= wanted
     return enough
 
