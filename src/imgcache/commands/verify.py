@@ -57,10 +57,11 @@ def verify(  # noqa: PLR0917 - options are parameters in Typer
     image is damaged. Without further options it changes nothing but the note of when it was last verified.
 
     With --repair, a damaged image that nothing uses is removed and fetched again, under all guards of
-    imgcache prune: nothing that is in use by any evidence there is, nothing on a host where not all evidence
-    can be read, and only when the image service still has the image. One that is in use stays, damaged, and
-    is reported. With --adopt, an image that imgcache did not put there is noted as its own when its bytes are
-    proven to be the image service's; then it can be verified, pinned and repaired like any other.
+    imgcache prune: nothing that is in use by any evidence there is, nothing pinned, nothing younger than one
+    hour, nothing on a host where not all evidence can be read, and only when the image service still has the
+    image. One that must stay is reported as damaged. With --adopt, an image that imgcache did not put there
+    is noted as its own when its bytes are proven to be the image service's; then it can be verified, pinned
+    and repaired like any other.
 
     \b
     Examples:
