@@ -67,8 +67,11 @@ def lie(mode: str, order: dict[str, Any]) -> None:
         time.sleep(60)
     elif mode == "standstill":
         while True:
-            progress(order["id"], 5)
+            progress(order["id"], 5, size)
             time.sleep(0.1)
+    elif mode == "swollen":
+        progress(order["id"], 1 << 62, 1 << 62)
+        cached(order, size)
 
 
 def main(mode: str) -> None:
@@ -81,6 +84,8 @@ def main(mode: str) -> None:
             result(order, **OPENED)
         elif order["op"] == "touch":
             result(order, state="absent")
+        elif order["op"] == "storage":
+            result(order, storage_id=None)
         elif order["op"] == "fetch":
             lie(mode, order)
 

@@ -168,7 +168,12 @@ def liar(rig: Rig, mode: str) -> Host:
 @pytest.mark.row("T14")
 @pytest.mark.parametrize(
     ("mode", "policy"),
-    [("nothing-fetched", "service"), ("nothing-fetched", "push"), ("before-the-bytes", "push")],
+    [
+        ("nothing-fetched", "service"),
+        ("nothing-fetched", "push"),
+        ("before-the-bytes", "push"),
+        ("swollen", "service"),
+    ],
 )
 def test_a_claim_that_cannot_be_true_is_no_success(rig: Rig, mode: str, policy: str) -> None:
     rig.add(DATA)

@@ -156,6 +156,10 @@ class _Fetch:
     def _progress(self, message: Message) -> None:
         phase = message.fields.get_str("phase")
         done, total = message.fields.get_int("done"), message.fields.get_int("total")
+        if phase == "download" and total != self.image.size_bytes:
+            # It would spoil the sums and estimates of the whole run.
+            text = f"the host reports a download of {total} bytes, the image has {self.image.size_bytes}"
+            raise protocol_error(text)
         now = time.monotonic()
         if (phase, done) != self._mark:
             self._mark, self._mark_at = (phase, done), now
