@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -84,6 +86,14 @@ def test_list_says_no_when_images_are_missing_and_fails_with_a_host() -> None:
     unsupported = replace(plain, failures=(failure(OutcomeWord.UNSUPPORTED),))
     assert unsupported.exit_code() is ExitCode.OK
     assert replace(plain, interrupted=signal.SIGINT).exit_code() is ExitCode.INTERRUPTED
+
+
+def test_the_page_lists_exactly_the_words_for_entries() -> None:
+    page = Path("docs/errors.md").read_text(encoding="utf-8")
+    section = page.partition("\n## Outcomes of cache entries\n")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `([a-z]+)` \|", section, re.MULTILINE) == [
+        word.value for word in EntryWord
+    ]
 
 
 # ---- images

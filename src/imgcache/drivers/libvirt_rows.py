@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 from operator import attrgetter
+from sys import intern
 from typing import TYPE_CHECKING
 
 from imgcache.drivers.base import RemovalRow, RemovalState, Verdict, VerdictState
@@ -73,7 +74,8 @@ def entry_from(row: Fields) -> CacheEntry:
         kind = EntryKind.FOREIGN
     manifest = row.opt_object("manifest") if kind is EntryKind.ORIGINAL else None
     return CacheEntry(
-        name=name,
+        # The same names on thousands of hosts are kept once.
+        name=intern(name),
         kind=kind,
         size_bytes=row.get_int("size"),
         allocated_bytes=row.get_int("allocated"),
@@ -94,8 +96,8 @@ def _manifest_from(fields: Fields) -> Manifest | None:
     try:
         stored = fields.get_object("stored")
         return Manifest(
-            image_id=ImageId(fields.get_match("image_id", _UUID)),
-            image_name=fields.get_str("image_name", limit=300),
+            image_id=ImageId(intern(fields.get_match("image_id", _UUID))),
+            image_name=intern(fields.get_str("image_name", limit=300)),
             digest=_digest_from(fields.get_object("digest")),
             stored_digest=_digest_from(stored) if stored.has("value") else None,
             stored_size_bytes=stored.get_int("size"),
@@ -112,7 +114,7 @@ def _manifest_from(fields: Fields) -> Manifest | None:
 
 
 def _digest_from(fields: Fields) -> Digest:
-    return Digest(fields.get_match("algo", _ALGO), fields.get_match("value", _HEX))
+    return Digest(fields.get_match("algo", _ALGO), intern(fields.get_match("value", _HEX)))
 
 
 def _time(fields: Fields, name: str) -> datetime | None:

@@ -6,7 +6,7 @@ to hosts on which something is to be removed; there the helper decides again, un
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -68,7 +68,7 @@ async def plan_hosts(
             return cache
         name, images = context.host.name, noted_images(cache.entries)
         # Planned at once, so that a cache of its own need not stay in memory.
-        return PlannedHost(context.host, await planner(cache, (name,)), images)
+        return PlannedHost(context.host, _slim(await planner(cache, (name,))), images)
 
     found = await fleet.each(hosts, look)
     by_name = {host.name: host for host in hosts}
@@ -77,6 +77,15 @@ async def plan_hosts(
     for group in group_by_storage(views):
         planned[group[0].host] = await _plan_group(group, by_name, planner)
     return [planned[host.name] for host in hosts if host.name in planned]
+
+
+def _slim(plan: HostPlan) -> HostPlan:
+    """Return the plan without what only planning needs: of a fleet, it would fill the memory."""
+    decisions = tuple(
+        replace(decision, entry=replace(decision.entry, manifest=None, used_by=()))
+        for decision in plan.decisions
+    )
+    return replace(plan, decisions=decisions)
 
 
 async def _plan_group(
