@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from imgcache.errors import ExitCode
+from imgcache.events import HostEnded
 from imgcache.model import PIN_FOREVER
 from imgcache.operations.removal import PlanRefusedError
 from imgcache.operations.selection import Selection
@@ -250,6 +252,29 @@ def test_with_repetitions_a_killed_helper_costs_nothing(rig: Rig) -> None:
     assert len(report.outcomes) == 250
     assert any("contact was lost" in (one.reason or "") for one in report.outcomes)
     assert [path.name for path in folder.iterdir()] == [".imgcache"]
+
+
+@pytest.mark.row("C1")
+def test_interrupted_between_looking_and_removing_it_removes_nothing_and_says_so(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for host in range(3):
+        rig.base(host, 0)
+    before = tree(rig)
+    ended: list[str] = []
+
+    def interrupt_at_the_end(event: object) -> None:
+        if isinstance(event, HostEnded):
+            ended.append(event.host)
+            if len(ended) == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(rig, "emit", interrupt_at_the_end)
+    report = rig.prune()
+    assert report.exit_code() is ExitCode.INTERRUPTED
+    assert tree(rig) == before
+    found = words(report)
+    assert {found[host, "img0"] for host in ("01", "02", "03")} == {("skipped", "interrupted")}
 
 
 # ---- delete
