@@ -9,6 +9,8 @@ Source: Linux ``Documentation/filesystems/proc.rst``, ``drivers/block/loop.c``, 
 import os
 
 _GONE = (FileNotFoundError, ProcessLookupError, NotADirectoryError)
+#: Source: Linux ``include/linux/proc_ns.h`` (``PROC_PID_INIT_INO``).
+_FIRST_NAMESPACE = 0xEFFFFFFC
 _VIRTUAL = ("/dev/", "/memfd:", "/proc/", "/sys/", "/SYSV", "/[aio]")
 
 
@@ -21,10 +23,23 @@ def look(scan, proc, sys):
         return
     if "1" not in pids:
         scan.problem("%s hides the processes of other users (hidepid)" % proc)
+    if _own_namespace(proc):
+        scan.problem(
+            "this is a container with a process table of its own, where qemu's open files do not show;"
+            " run the helper on the host itself, or in a container with the host's processes"
+        )
     for pid in pids:
         if pid != str(os.getpid()):
             _process(scan, "%s/%s" % (proc, pid), pid)
     _devices(scan, sys + "/block")
+
+
+def _own_namespace(proc):
+    """Whether we see only the processes of a container."""
+    try:
+        return os.stat(proc + "/self/ns/pid").st_ino != _FIRST_NAMESPACE
+    except OSError:
+        return False  # a kernel without namespaces
 
 
 def _process(scan, path, pid):

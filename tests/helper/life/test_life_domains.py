@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -163,6 +165,27 @@ def test_mapped_on_a_file_system_without_a_device(tmp_path: Path) -> None:
 def test_hidden_processes_are_missing_evidence(host: Host) -> None:
     (host.folder / "proc/1").rename(host.folder / "proc/gone")
     assert "hidepid" in host.scan().problems[0]
+
+
+@pytest.mark.row("D6")
+def test_a_container_that_shows_only_its_own_processes_is_missing_evidence(host: Host) -> None:
+    namespace = host.folder / "proc/self/ns/pid"
+    namespace.parent.mkdir(parents=True)
+    namespace.touch()
+    assert "container" in host.scan().problems[0]
+
+
+@pytest.mark.row("D6")
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_process_namespace_of_its_own_is_told_from_the_hosts(
+    needs_root: None, apart: bool
+) -> None:
+    code = "from imgcache.helper import processes; print(processes._own_namespace('/proc'))"
+    before = ["unshare", "--pid", "--fork", "--mount-proc"] if apart else []
+    done = subprocess.run(
+        [*before, sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == str(apart)
 
 
 @pytest.mark.row("D5")
