@@ -219,34 +219,45 @@ def order_adopt(session, order):
     if name.hexdigest() != base:
         raise Failure("protocol", "the base file's name does not belong to the image's id")
     cache.open_folders(create=True)
-    now = caches.utc_now()
-    digest = image["digest"]
-    cache.write_manifest(
-        {
-            "version": 1,
-            "image_id": image["id"],
-            "image_name": image["name"],
-            "base": base,
-            "digest": {
-                "algo": digest["algo"],
-                "value": digest["value"].lower(),
-                "weak": digest["algo"] in ("md5", "sha1"),
-            },
-            "stored": {
-                "algo": stored["algo"],
-                "value": stored["value"].lower(),
-                "size": found.st_size,
-                "format": entries.header_format(base, cache.cache_fd),
-                "mtime_ns": None,
-            },
-            "disk_format": image["disk_format"],
-            "source": "adopted",
-            "tool": order["tool"],
-            "run": order["run"],
-            "cached_at": now,
-            "touched_at": None,
-            "verified_at": now,
-            "pin": (cache.read_manifest(base) or {}).get("pin"),
-        }
-    )
+    manifest = _adopted(order, found.st_size, entries.header_format(base, cache.cache_fd))
+
+    def replace(other):
+        manifest["pin"] = other.get("pin")
+        other.clear()
+        other.update(manifest)
+
+    if cache.change_manifest(base, replace) is None:
+        cache.write_manifest(manifest)
     return {"state": "adopted"}
+
+
+def _adopted(order, size, stored_format):
+    """Return the manifest of a final whose content was proven."""
+    image, stored, now = order["image"], order["stored"], caches.utc_now()
+    digest = image["digest"]
+    return {
+        "version": 1,
+        "image_id": image["id"],
+        "image_name": image["name"],
+        "base": order["base"],
+        "digest": {
+            "algo": digest["algo"],
+            "value": digest["value"].lower(),
+            "weak": digest["algo"] in ("md5", "sha1"),
+        },
+        "stored": {
+            "algo": stored["algo"],
+            "value": stored["value"].lower(),
+            "size": size,
+            "format": stored_format,
+            "mtime_ns": None,
+        },
+        "disk_format": image["disk_format"],
+        "source": "adopted",
+        "tool": order["tool"],
+        "run": order["run"],
+        "cached_at": now,
+        "touched_at": None,
+        "verified_at": now,
+        "pin": None,
+    }
