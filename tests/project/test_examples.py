@@ -92,6 +92,7 @@ def test_the_crontab_is_one_and_its_commands_are_understood() -> None:
 
 def test_the_crontabs_lines_are_silent_when_all_went_well_and_tell_when_not(life: LifeSite) -> None:
     life.age("rescue", 3 * DAY, "edge1-01")
+    assert life.run("pin", "--all", "--forever", "debian-12").returncode == 0
     lines = [
         command.replace("/var/log/imgcache", str(life.folder)) for _, _, command in cron_lines()
     ]
