@@ -47,7 +47,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests of one heavy server in one worker, so that it is started once."""
     for item in items:
         if _IN_CONTAINER and item.path.name.startswith("test_life"):
-            reason = "in a container nothing is removed: its processes are not the hosts (--pid host)"
+            reason = (
+                "in a container nothing is removed: its processes are not the hosts (--pid host)"
+            )
             item.add_marker(pytest.mark.skip(reason=reason))
         if item.get_closest_marker("openstack") and not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group("openstack"))

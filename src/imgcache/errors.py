@@ -177,7 +177,7 @@ class ImageServiceUnreachableError(ImageServiceError):
     """No answer, no connection, or no trust (TLS) to the image service."""
 
 
-class ImageProblemsError(_ProblemsError):
+class ImageProblemsError(_ProblemsError, ImageServiceError):
     """Images are missing, ambiguous, not active or not cacheable; lists every one."""
 
     exit_code = ExitCode.IMAGE_SERVICE
