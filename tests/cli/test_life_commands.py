@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from typing import TYPE_CHECKING
 
@@ -97,6 +98,31 @@ def test_a_host_that_fails_is_told_in_every_form(life: LifeSite) -> None:
     assert [one["code"] for one in document["failures"]] == ["nopath"]
     # Nobody takes the gate for open when a host could not be looked at.
     assert life.run("list", "--all", "--missing", "debian-12").returncode == 1
+
+
+def test_list_does_not_take_a_name_for_missing_when_the_image_service_is_down(
+    life: LifeSite,
+) -> None:
+    inventory = life.folder / "inventory.yaml"
+    with socket.socket() as nobody:  # bound and not listening: refused
+        nobody.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        service = f"image_service: {{kind: glance, endpoint: '{url}'}}"
+        told = inventory.read_text("utf-8")
+        old = "image_service:\n  kind: directory\n  path: images\n"
+        assert old in told
+        inventory.write_text(told.replace(old, f"{service}\n"), "utf-8")
+        for argv in (
+            ["debian-12"],
+            ["--missing", "debian-12"],
+            ["--missing", IDS["rescue"], "rescue"],
+        ):
+            done = life.run("list", "--all", *argv)
+            assert done.returncode == 4, done.stderr
+            assert url in done.stderr
+            assert "no such image" not in done.stderr
+        assert life.run("list", "--all", "--missing", IDS["rescue"]).returncode == 5
+        assert life.run("list", "--all").returncode == 0
 
 
 # -------------------------------------------------------------------------------------------------- status

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from imgcache.errors import ImageServiceError
 from imgcache.events import HostFailed, Notice
 from imgcache.guards import base_of
+from imgcache.images.records import is_image_id
 from imgcache.model import ImageId, base_file_name
 from imgcache.operations.catalogue import (
     Catalogue,
@@ -74,14 +75,16 @@ def plan_list(request: ListRequest, inventory: Inventory, service: ImageService 
 
     Raises:
         UsageError: the selection makes no sense.
-        ImageServiceError: an image cannot be told, or ``gone`` is asked for and the service cannot be used.
+        ImageServiceError: an image cannot be told, or ``gone`` or a name is asked for and the service
+            cannot be used.
     """
     hosts = select_hosts(inventory, request.selection)
     notices: tuple[str, ...] = ()
     try:
         catalogue = read_catalogue(service)
     except ImageServiceError as error:
-        if request.gone:
+        # Without it, a name would be taken for one of no image at all.
+        if request.gone or not all(is_image_id(name) for name in request.names + request.missing):
             raise
         notices = (f"names of images only as far as hosts noted them: {error.message}",)
         catalogue, service = Catalogue(), None
