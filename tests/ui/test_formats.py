@@ -56,6 +56,12 @@ def test_the_table_folds_equal_outcomes_and_has_failures_last() -> None:
     )
 
 
+def test_a_long_reason_is_shown_to_its_end() -> None:
+    reason = f"{'why ' * 150}: do this"
+    told = outcome("edge1-01", OutcomeWord.ERROR, code=ErrorCode.HOSTKEY_CHANGED, reason=reason)
+    assert text_of(report(told)).endswith(": do this\n")
+
+
 def test_the_detailed_table_has_a_row_per_host() -> None:
     lines = text_of(mixed(), detailed=True).splitlines()
     assert len(lines) == 22

@@ -47,6 +47,13 @@ def test_the_first_failures_are_told_at_once_and_the_rest_in_one_line() -> None:
     ]
 
 
+def test_a_long_reason_is_told_to_its_end() -> None:
+    reason = f"{'why ' * 150}: do this"
+    told = outcome("edge1-01", OutcomeWord.ERROR, code=ErrorCode.HOSTKEY_CHANGED, reason=reason)
+    (line,) = said(0, ItemEnded(told))
+    assert line.endswith(": do this")
+
+
 def test_verbose_tells_them_all() -> None:
     assert len(said(1, *failures(17), RunEnded(interrupted=False))) == 17
 

@@ -164,7 +164,7 @@ def _values(rows: Iterable[Row], columns: Sequence[str]) -> str:
     )
 
 
-def _cell_text(cell: Cell, limit: int = 300) -> str:
+def _cell_text(cell: Cell, limit: int = 1000) -> str:
     if cell is None:
         return ""
     if isinstance(cell, bool):

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _NAMED_AT_ONCE = 3
 #: Troubles of one kind that are told at once; what differs in every host's wording is told in the end, too.
 _TOLD_AT_ONCE = 20
+#: A reason ends with what to do, which must not be cut off: that of a changed host key takes 500 characters.
+_REASON_LIMIT = 1000
 
 _Kind = tuple[str, str]
 
@@ -128,7 +130,7 @@ def notice_text(notice: Notice) -> str:
     """Return a notice in one line, without its host."""
     level = "" if notice.level == "info" else f"{printable(notice.level)}: "
     hint = f" ({printable(notice.hint)})" if notice.hint else ""
-    return f"{level}{printable(notice.message, 1000)}{hint}"
+    return f"{level}{printable(notice.message, _REASON_LIMIT)}{hint}"
 
 
 def retry_line(event: ItemRetry) -> str:
@@ -142,7 +144,7 @@ def retry_line(event: ItemRetry) -> str:
 def outcome_line(outcome: Outcome) -> str:
     """Return one line about how an item ended."""
     code = f" ({outcome.code.value})" if outcome.code else ""
-    reason = f": {printable(outcome.reason)}" if outcome.reason else ""
+    reason = f": {printable(outcome.reason, _REASON_LIMIT)}" if outcome.reason else ""
     item = f"{printable(outcome.host)}: {printable(outcome.image_name)}"
     return f"{item}: {outcome.outcome.value}{code}{reason}"
 
@@ -153,14 +155,14 @@ def entry_line(outcome: EntryOutcome) -> str:
     name = next((printable(name) for name in names if name), None)
     kind = f" ({outcome.kind.value})" if outcome.kind else ""
     code = f" ({outcome.code.value})" if outcome.code else ""
-    reason = f": {printable(outcome.reason)}" if outcome.reason else ""
+    reason = f": {printable(outcome.reason, _REASON_LIMIT)}" if outcome.reason else ""
     item = f"{printable(outcome.host)}: {name}{kind}" if name else printable(outcome.host)
     return f"{item}: {outcome.outcome.value}{code}{reason}"
 
 
 def failure_line(failure: HostFailure) -> str:
     """Return one line about why there is nothing to say about a host."""
-    said = f"{failure.outcome.value} ({failure.code.value}): {printable(failure.reason)}"
+    said = f"{failure.outcome.value} ({failure.code.value}): {printable(failure.reason, _REASON_LIMIT)}"
     return f"{printable(failure.host)}: {said}"
 
 
