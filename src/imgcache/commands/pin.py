@@ -98,7 +98,7 @@ def _end_of_pin(keep_for: float | None, until: datetime | None, *, forever: bool
         UsageError: not exactly one of the options is given.
     """
     if (keep_for is not None) + (until is not None) + forever != 1:
-        message = "say until when: one of --for, --until and --forever"
+        message = "say until when: exactly one of --for, --until and --forever"
         raise UsageError(message, hint="such as --for 30d")
     if until is not None:
         return until

@@ -130,7 +130,7 @@ def _timed_out(where: str, client: Client) -> HostError:
     elif not client.version_seen:
         what, hint = (
             f"{where} takes connections but does not speak SSH",
-            "is port: the one of sshd?",
+            "is the host hung, or is port: not the one of sshd?",
         )
     elif not client.key_accepted:
         what, hint = (
