@@ -335,7 +335,11 @@ def test_root_takes_no_other_users_word_for_a_folder_of_roots(
     """Else Nova's user could have root put an image's bytes anywhere, /etc/cron.d say."""
     conf = tmp_path / "nova.conf"
     conf.write_text(f"[DEFAULT]\nstate_path = {instances.parent}\n")
-    given: dict[str, Any] = {"nova_conf": [str(conf)], "instances_path": None, "cache_subdirectory": None}
+    given: dict[str, Any] = {
+        "nova_conf": [str(conf)],
+        "instances_path": None,
+        "cache_subdirectory": None,
+    }
     conf.chmod(0o640)
     assert helper.result(helper.open(instances, **given))["event"] == "result"
     os.chown(conf, owner, owner)
