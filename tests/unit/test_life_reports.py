@@ -13,14 +13,12 @@ import pytest
 from imgcache.errors import ErrorCode, ExitCode, ImageProblemsError
 from imgcache.model import Host, HostSettings, ImageId, base_file_name
 from imgcache.operations.catalogue import Catalogue
-from imgcache.operations.listing import matrix_of
 from imgcache.operations.status import status_of, totals_of
 from imgcache.plan import (
     EntryOutcome,
     EntryReport,
     EntryWord,
     HostFailure,
-    ListedEntry,
     ListReport,
     MissingImage,
     OutcomeWord,
@@ -120,27 +118,6 @@ def test_all_names_that_cannot_be_told_are_told_at_once() -> None:
         known.resolve(["one", "none", image_id(3)])
     assert [problem.where for problem in wrong.value.problems] == ["one", "none"]
     assert image_id(2) in wrong.value.problems[0].what
-
-
-def test_the_matrix_takes_a_name_over_an_id_over_a_hash() -> None:
-    def listed(host: str, number: int, known: str | None, name: str | None) -> ListedEntry:
-        return ListedEntry(host, "edge", None, entry(number), known, name, None, None)
-
-    rows = (
-        listed("h1", 1, None, None),
-        listed("h2", 1, image_id(1), "one"),
-        listed("h1", 2, image_id(2), None),
-        listed("h2", 3, None, None),
-    )
-    missing = (MissingImage("h2", "edge", None, image_id(4), "four"),)
-    matrix = matrix_of(ListReport("r", "list", NOW, NOW, ("h1", "h2"), rows, missing, ()))
-    assert dict(matrix.images) == {
-        base(1): "one",
-        base(2): image_id(2),
-        base(3): base(3),
-        base(4): "four",
-    }
-    assert matrix.cells == {"h1": {base(1), base(2)}, "h2": {base(1), base(3)}}
 
 
 # ---- status

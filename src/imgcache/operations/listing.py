@@ -11,7 +11,6 @@ from imgcache.errors import ImageServiceError
 from imgcache.events import HostFailed, Notice
 from imgcache.guards import base_of
 from imgcache.images.records import is_image_id
-from imgcache.model import ImageId, base_file_name
 from imgcache.operations.catalogue import (
     Catalogue,
     Lookup,
@@ -216,34 +215,4 @@ def _report(fleet: Fleet, found: Mapping[str, _HostList], plan: ListPlan) -> Lis
         failures=tuple(fleet.failures.values()),
         notices=plan.notices,
         interrupted=fleet.interrupted,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Matrix:
-    """Hosts x images: which host has what."""
-
-    hosts: tuple[str, ...]
-    images: tuple[tuple[str, str], ...]
-    """(base file name, label: the image's name, else its id, else the base file name) of each column."""
-    cells: Mapping[str, frozenset[str]]
-    """Host -> base file names of the originals that it has."""
-
-
-def matrix_of(report: ListReport) -> Matrix:
-    """Return the originals of a list as a matrix; images sorted by label."""
-    cells: dict[str, set[str]] = {host: set() for host in report.hosts}
-    labels: dict[str, str] = {}
-    for row in report.entries:
-        name = row.entry.name
-        if base_of(row.entry) == name:
-            cells[row.host].add(name)
-            # A name beats an id, which beats a hash: hosts may know different things.
-            if labels.get(name, name) == name or row.image_name:
-                labels[name] = row.image_name or row.image_id or name
-    for one in report.missing:
-        labels.setdefault(base_file_name(ImageId(one.image_id)), one.image_name or one.image_id)
-    images = sorted(labels.items(), key=lambda item: (item[1], item[0]))
-    return Matrix(
-        report.hosts, tuple(images), {host: frozenset(have) for host, have in cells.items()}
     )
