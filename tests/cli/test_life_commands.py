@@ -156,6 +156,10 @@ def test_prune_removes_what_is_old_and_unused_and_says_why_the_rest_stays(life: 
     shown = life.result("prune", "--all", "--dry-run")
     assert life.snapshot() == before
     assert shown["bytes_freed"] > 0
+    told = {one["reason"] for one in shown["outcomes"] if one["outcome"] == "skipped"}
+    assert [why.split(", limit")[0] for why in told] == [
+        "dry run: would be removed: unused for 2 days"
+    ]
 
     log = life.folder / "run.log"
     document = life.result("prune", "--all", "--log-file", str(log))
@@ -211,6 +215,7 @@ def test_a_plan_above_the_ceiling_is_shown_and_refused(life: LifeSite) -> None:
     document = json.loads(done.stdout)
     jsonschema.validate(document, schema("prune"))
     assert document["totals"]["skipped"] == 2
+    assert document["bytes_freed"] == 0
     error = json.loads(done.stderr.splitlines()[-1])
     jsonschema.validate(error, ERROR)
     assert "--max-delete" in error["error"]["message"]
@@ -272,6 +277,18 @@ def test_verify_finds_damage_and_repairs_it(life: LifeSite) -> None:
     repaired = life.words("verify", "--all", "--repair")
     assert repaired["edge1-01", "rescue"][0] == "repaired"
     assert life.final("edge1-01", "rescue").read_bytes() == whole
+
+
+def test_verify_says_once_what_is_damaged_and_why_that_stays(life: LifeSite) -> None:
+    content = life.final("edge1-01", "rescue").read_bytes()
+    life.final("edge1-01", "rescue").write_bytes(b"X" + content[1:])
+    life.age("rescue", 2 * DAY, "edge1-01")
+    life.boot("edge1-01", "rescue")
+    (one,) = life.result("verify", "--host", "edge1-01", "--repair", "rescue", code=5)["outcomes"]
+    assert (one["outcome"], one["code"]) == ("damaged", "in-use")
+    found, stays = one["reason"].split("; not repaired: ")
+    assert stays.startswith("used by 1")
+    assert found not in stays
 
 
 def test_verify_adopts_what_it_can_prove(life: LifeSite) -> None:

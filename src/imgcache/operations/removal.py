@@ -220,13 +220,14 @@ def _host_rows(one: PlannedHost) -> list[EntryOutcome]:
 
 def _as_shown(one: PlannedHost, code: ErrorCode) -> list[EntryOutcome]:
     """Return the plan as outcomes; what would be removed is skipped for the reason that ``code`` names."""
-    why = "dry run" if code is ErrorCode.DRY_RUN else "not removed, see --max-delete"
+    dry = code is ErrorCode.DRY_RUN
+    why = "dry run: would be removed" if dry else "not removed, see --max-delete"
     rows = _host_rows(one)
     for decision in one.plan.decisions:
         entry, image = decision.entry, _label(one, decision.entry)
         if decision.remove:
             reason = f"{why}: {decision.reason}"
-            freed = entry.allocated_bytes
+            freed = entry.allocated_bytes if dry else 0
             ending = EntryWord.SKIPPED, code, reason
             rows.append(entry_outcome(one.host, entry, image, ending, bytes_freed=freed))
         else:

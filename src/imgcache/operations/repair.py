@@ -131,7 +131,9 @@ def _note_kept(rows: list[EntryOutcome], kept: EntryOutcome) -> None:
     """Say why a damaged entry stays; the host's own rows (shared storage, evidence) are added."""
     for index, row in enumerate(rows):
         if row.entry == kept.entry and row.outcome is EntryWord.DAMAGED:
-            reason = f"{row.reason}; not repaired: {kept.reason}"
+            # The plan's reason is that of the damage and, behind "but", what stands against its removal.
+            why = (kept.reason or "").removeprefix(f"{row.reason}, but ")
+            reason = f"{row.reason}; not repaired: {why}"
             rows[index] = replace(row, code=kept.code, reason=reason)
             return
     if not kept.entry and kept.outcome is EntryWord.ERROR:
