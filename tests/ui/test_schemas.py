@@ -65,6 +65,21 @@ def test_check_is_as_its_schema_says() -> None:
     assert item["state"]["enum"] == [state.value for state in CheckState]
 
 
+def test_a_table_of_checks_has_what_failed_last() -> None:
+    moment = datetime(2026, 11, 21, 8, tzinfo=UTC)
+    told = [
+        ("edge1-01", CheckState.FAIL),
+        ("edge1-02", CheckState.OK),
+        ("edge1-03", CheckState.WARN),
+    ]
+    checks = [Check(host, "edge-1", None, "login", state, "why") for host, state in told]
+    made = check_listing(CheckReport("run-1", "check", moment, moment, tuple(checks)))
+    lines = render(made, Format.TABLE).splitlines()[1:]
+    assert [line.split()[0] for line in lines] == ["edge1-02", "edge1-03", "edge1-01"]
+    document = json.loads(render(made, Format.JSON))
+    assert [one["host"] for one in document["checks"]] == [host for host, _ in told]
+
+
 def test_trust_has_the_columns_and_words_of_its_schema() -> None:
     item = schema("trust")["$defs"]["key"]["properties"]
     assert tuple(item) == TRUST_COLUMNS.known

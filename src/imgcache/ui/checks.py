@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from imgcache.plan import CheckState
 from imgcache.ui.formats import Columns, Listing
 from imgcache.ui.report import time_text
 
@@ -19,7 +20,10 @@ CHECK_COLUMNS = Columns(
 
 
 def check_listing(report: CheckReport) -> Listing:
-    """Return the report for ``ui.formats.render``; rows in the order of the checks, host by host."""
+    """Return the report for ``ui.formats.render``; rows in the order of the checks, host by host.
+
+    In a table what warns and what fails comes last, where it is seen.
+    """
     rows = [
         {
             "host": check.host,
@@ -39,4 +43,6 @@ def check_listing(report: CheckReport) -> Listing:
         "checks": rows,
         "totals": report.totals(),
     }
-    return Listing(document, "checks", rows, CHECK_COLUMNS)
+    states = [state.value for state in CheckState]
+    shown = sorted(rows, key=lambda row: states.index(str(row["state"])))
+    return Listing(document, "checks", shown, CHECK_COLUMNS)
