@@ -86,7 +86,9 @@ def test_dry_changes_nothing(helper: Controller, instances: Path, cache: Path) -
 
 
 @pytest.mark.row("R26")
-@pytest.mark.parametrize(("size", "sizes"), [(100, [99, 101]), (0, []), (0, [100])])
+@pytest.mark.parametrize(
+    ("size", "sizes"), [(100, [99, 101]), (0, []), (0, [100]), (0, [100, 0]), (511, [100, 0])]
+)
 def test_a_wrong_size_is_damaged_and_not_renewed(
     helper: Controller, instances: Path, cache: Path, size: int, sizes: list[int]
 ) -> None:

@@ -231,6 +231,19 @@ def test_a_final_of_a_wrong_size_is_told_and_left_alone(stocked: Fleet) -> None:
     assert final.stat().st_mtime == 1000
 
 
+@pytest.mark.row("R26")
+@pytest.mark.qemu
+def test_a_cut_off_converted_final_is_not_called_existing(stocked: Fleet) -> None:
+    stocked.run("precache", "--host", "edge1-01", "qcow")
+    final = stocked.final("edge1-01", QCOW_ID)
+    os.truncate(final, 4096)
+    done = stocked.run("precache", "--host", "edge1-01", "qcow", "-f", "json")
+    assert done.returncode == 1
+    outcome = outcomes(done)["edge1-01", "qcow"]
+    assert outcome["code"] == "damaged"
+    assert "verify --repair" in outcome["reason"]
+
+
 @pytest.mark.row("C2")
 @pytest.mark.parametrize(("signal_name", "status"), [("INT", 130), ("TERM", 143)])
 def test_a_signal_winds_the_run_up_and_leaves_nothing_behind(

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from imgcache.drivers import libvirt_life
+from imgcache.drivers import libvirt_life, libvirt_prove
 from imgcache.drivers.base import Driver, DriverCapabilities, UnsupportedError
 from imgcache.drivers.libvirt_fetch import fetch_image
 from imgcache.drivers.libvirt_life import settings_for_helper
 from imgcache.errors import ErrorCode, HostError
+from imgcache.model import RAW_DISK_FORMATS
 from imgcache.plan import CheckState, OutcomeWord, SourceKind
 from imgcache.transport.conversation import OrderError
 
@@ -35,7 +36,6 @@ _EXCLUDED_TYPES = {
     "instead of a clone",
     "ploop": "images_type is ploop, which keeps its own layout",
 }
-_RAW_FORMATS = frozenset({"raw", "iso", "ami", "ari", "aki"})
 _SECTOR_BYTES = 512
 _MAX_CLOCK_OFFSET_S = 30.0
 #: Longer than the helper waits for Nova's lock on one base file.
@@ -52,15 +52,15 @@ class CacheFacts:
 
 
 def whole_sizes(image: Image) -> list[int]:
-    """Return the sizes in bytes that a whole base file of this image may have; empty: unknown.
+    """Return the sizes in bytes that a whole base file of this image may have; 0: also others.
 
     A host keeps what it converted, or not, when its ``force_raw_images`` changes later, so both sizes
     are good. Source: nova ``virt/images.py``, ``fetch_to_raw``.
     """
-    if image.disk_format in _RAW_FORMATS:
+    if image.disk_format in RAW_DISK_FORMATS:
         return [image.size_bytes]
     if image.virtual_size_bytes is None:
-        return []
+        return [image.size_bytes, 0]
     sectors = -(-image.virtual_size_bytes // _SECTOR_BYTES)
     return sorted({image.size_bytes, image.virtual_size_bytes, sectors * _SECTOR_BYTES})
 
@@ -162,6 +162,17 @@ class LibvirtDriver(Driver):
             on_verdict=on_verdict,
             on_progress=on_progress,
         )
+
+    async def prove(
+        self,
+        context: HostContext,
+        images: Sequence[Image],
+        *,
+        bytes_per_s: int | None,
+        on_verdict: Callable[[Verdict], None],
+    ) -> None:
+        """See ``Driver.prove``."""
+        await libvirt_prove.prove(context, images, bytes_per_s=bytes_per_s, on_verdict=on_verdict)
 
     async def pin(
         self,

@@ -1,8 +1,7 @@
 """The image cache of one host: paths, Nova's lock, touching, manifests.
 
 Everything goes through directory descriptors, so that nobody can exchange a folder under our feet.
-Source: nova ``virt/libvirt/imagebackend.py``, ``virt/libvirt/imagecache.py``, ``utils.py``
-(``synchronized``); fasteners ``process_lock.py``.
+Source: nova ``virt/libvirt/{imagebackend,imagecache}.py``, ``utils.py``; fasteners ``process_lock.py``.
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
@@ -267,13 +266,11 @@ class Cache:
             status = self.find(base)
             if status is None:
                 return {"state": "absent"}
-            if status.st_size not in sizes if sizes else not status.st_size:
-                raise Failure(
-                    "damaged",
-                    "%s/%s has %d bytes, which the whole image cannot have"
-                    % (self.path, base, status.st_size),
-                    size=status.st_size,
-                )
+            manifest = self.read_manifest(base) if self.own_fd is not None else None
+            if not _may_be_whole(status.st_size, sizes, manifest):
+                what = "%s/%s has %d bytes, which no whole one has: see imgcache verify --repair"
+                what %= (self.path, base, status.st_size)
+                raise Failure("damaged", what, size=status.st_size)
             reason = "dry run" if dry else self._renew(base, status)
             if status.st_nlink > 1 and self.own_fd is not None and not dry:
                 self._unlink_leftovers(base, status)
@@ -282,19 +279,17 @@ class Cache:
         finally:
             if lock_fd is not None:
                 os.close(lock_fd)
-        manifest = self.read_manifest(base) if self.own_fd is not None else None
         managed = manifest is not None and manifest["stored"]["size"] == status.st_size
         if managed and reason is None:
             try:
                 self.change_manifest(base, self._note_touch)
             except (OSError, Failure) as error:
                 reason = "renewed, but not its manifest: %s" % error
-        touched = not dry and (reason is None or reason.startswith("renewed"))
         return {
             "state": "existing",
             "size": status.st_size,
             "mtime": status.st_mtime,
-            "touched": touched,
+            "touched": not dry and (reason is None or reason.startswith("renewed")),
             "managed": managed,
             "reason": reason,
         }
@@ -350,6 +345,13 @@ def _try_lock(fd):
     except OSError as error:
         return error.errno not in (errno.EACCES, errno.EAGAIN)
     return True
+
+
+def _may_be_whole(size, sizes, manifest):
+    """Whether a final of this size can be whole; 0 in ``sizes``: others are possible, as sectors come."""
+    if 0 not in sizes or size in sizes:
+        return size > 0 and (not sizes or size in sizes)
+    return size == manifest["stored"]["size"] if manifest else size % 512 == 0
 
 
 def _is_at(fd, name, dir_fd):
