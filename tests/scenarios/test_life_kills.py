@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from helper.life.tree import overlay, sha1
-from imgcache.model import PIN_FOREVER
 from scenarios.faults_site import helpers_below, kill, local_fleet, wait_until
 from scenarios.life_rig import DAY, IDS, Rig
 from servers.fleet_fixtures import add_image
@@ -99,6 +98,15 @@ class Scene:
     def run(self) -> Any:
         """The run that is disturbed; return its report."""
         raise NotImplementedError
+
+    def assert_told(self, report: Any) -> None:
+        """What the killed run says that it brought about is so."""
+        there = {path.name: path for path in self.cache.rglob("*")}
+        for one in report.outcomes:
+            word = one.outcome.value
+            entry = sha1(one.image_id) if one.image_id else one.entry
+            assert (word in {"removed", "gone", "absent"}) <= (entry not in there), one
+            assert (word in {"cached", "existing", "repaired", "kept"}) <= (entry in there), one
 
     def assert_done(self, report: Any) -> None:
         """What an undisturbed run after it must have brought about."""
@@ -195,7 +203,8 @@ class Pruning(Scene):
 
     def prepare(self) -> None:
         self.rig.precache("img0", "img1", "img2", "img3")
-        self.rig.pin("img1", until=PIN_FOREVER)
+        place = self.own / f"{sha1(IDS[1])}.json"
+        place.write_text(json.dumps({**json.loads(place.read_text()), "pin": "forever"}))
         for number in (0, 1, 3):
             self.rig.aged(self.final(IDS[number]), 3 * DAY)
         for number in range(60):
@@ -329,6 +338,7 @@ def kill_at_random(kind: type[Scene], folder: Path, times: int) -> None:
             length_s = killer.took_s  # the machine has become quicker
         try:
             scene.assert_safe()
+            scene.assert_told(report)
             scene.assert_done(scene.run())
             scene.assert_safe()
             before = scene.contents()
