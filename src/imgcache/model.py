@@ -19,6 +19,8 @@ ImageId = NewType("ImageId", str)
 CACHEABLE_DISK_FORMATS = frozenset(
     {"raw", "qcow2", "vmdk", "vhdx", "vdi", "iso", "ami", "ari", "aki"}
 )
+#: Those among them that no host ever converts. Source: nova ``virt/images.py``, ``fetch_to_raw``.
+RAW_DISK_FORMATS = frozenset({"raw", "iso", "ami", "ari", "aki"})
 
 
 def base_file_name(image_id: ImageId) -> str:

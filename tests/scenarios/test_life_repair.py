@@ -5,11 +5,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import subprocess
 import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 
 from imgcache.errors import ExitCode, UnsafePlanError
 from imgcache.model import PIN_FOREVER
@@ -123,6 +125,69 @@ def test_what_nova_fetched_is_adopted_when_its_bytes_are_the_images(rig: Rig) ->
     assert rig.fleet.final("edge1-01", IDS[0]).stat().st_mtime < time.time() - DAY
     assert words(rig.verify("img0")) == {("01", "img0"): ("intact", None)}
     assert words(rig.pin("img0", until=PIN_FOREVER)) == {("01", "img0"): ("pinned", None)}
+
+
+def nova_converted(rig: Rig, number: int, host: int = 0) -> Path:
+    """Let an image be one that hosts convert; return the base file as Nova would have made it."""
+    folder = rig.fleet.folder / "images"
+    made = folder / f"img{number}.img"
+    plain = rig.fleet.folder / "plain"
+    plain.write_bytes(rig.content + bytes(1 << 20) + bytes([number]) * 512)
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", plain, made], check=True)
+    listing = yaml.safe_load((folder / "images.yaml").read_text())
+    listing["images"][number]["disk_format"] = "qcow2"
+    (folder / "images.yaml").write_text(yaml.safe_dump(listing))
+    subprocess.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", made, plain], check=True)
+    return rig.base(host, number, data=plain.read_bytes())
+
+
+@pytest.mark.qemu
+def test_what_nova_converted_is_adopted_when_the_image_becomes_just_that(rig: Rig) -> None:
+    rig.selection = Selection(hosts=("edge1-[01-02]",))
+    finals = [nova_converted(rig, number) for number in range(4)]
+    original = rig.base(0, 2, data=(rig.fleet.folder / "images/img2.img").read_bytes())
+    second = rig.base(1, 0, data=finals[0].read_bytes())
+    damage(finals[1])
+    finals[3].write_bytes(b"another size")
+    before = [(path.read_bytes(), path.stat().st_ino, path.stat().st_mtime_ns) for path in finals]
+
+    report = rig.verify(adopt=True)
+    assert words(report) == {
+        ("01", "img0"): ("adopted", None),
+        ("01", "img1"): ("unmanaged", "unproven"),
+        ("01", "img2"): ("adopted", None),  # as it is: its digest told
+        ("01", "img3"): ("unmanaged", "unproven"),
+        ("02", "img0"): ("adopted", None),
+    }
+    reasons = {one.image_id: one.reason for one in report.outcomes if one.reason}
+    assert "content is not the image's: its sha" in str(reasons[IDS[1]])
+    assert "content is not the image's: it has 12 bytes" in str(reasons[IDS[3]])
+    assert report.exit_code() is ExitCode.OK
+    after = [(path.read_bytes(), path.stat().st_ino, path.stat().st_mtime_ns) for path in finals]
+    assert after == before
+    assert not rig.fleet.leftovers("edge1-01") + rig.fleet.leftovers("edge1-02")
+    assert (manifest(second)["source"], manifest(original)["source"]) == ("adopted", "adopted")
+
+    rig.selection = ONE
+    assert words(rig.verify("img0", "img2"))["01", "img0"] == ("intact", None)
+    damage(finals[0])
+    assert words(rig.verify("img0", repair=True)) == {("01", "img0"): ("repaired", None)}
+    assert finals[0].read_bytes() == before[0][0]
+
+
+@pytest.mark.qemu
+def test_an_image_that_cannot_be_fetched_again_proves_nothing(rig: Rig) -> None:
+    final = nova_converted(rig, 0)
+    rig.fleet.overrides["edge1-01"]["reserve"] = "1000T"
+    report = rig.verify("img0", adopt=True)
+    assert words(report) == {("01", "img0"): ("error", "space")}
+    assert "could not be proven" in str(report.outcomes[0].reason)
+    assert report.exit_code() is ExitCode.ITEMS_FAILED
+    assert not rig.fleet.leftovers("edge1-01")
+    assert words(rig.verify("img0", adopt=True, dry_run=True)) == {
+        ("01", "img0"): ("skipped", "dry-run")
+    }
+    assert not (final.parent / ".imgcache" / f"{final.name}.json").exists()
 
 
 # ---- clean

@@ -291,6 +291,27 @@ class Driver(ABC):
         """
         self._no_life()
 
+    async def prove(
+        self,
+        context: HostContext,
+        images: Sequence[Image],
+        *,
+        bytes_per_s: int | None,
+        on_verdict: Callable[[Verdict], None],
+    ) -> None:
+        """Give unmanaged entries a manifest that are what their image becomes on this host.
+
+        For images that hosts convert: the original is fetched again from ``context.sources`` beside the
+        entry, converted, compared and dropped. The entry itself is only read.
+
+        Args:
+            context: see ``HostContext``; nothing is reported through it but progress.
+            images: whose entries; one verdict each.
+            bytes_per_s: the most to read per second while hashing; None: as fast as it goes.
+            on_verdict: gets each entry's verdict as it is found.
+        """
+        self._no_life()
+
     async def pin(
         self,
         context: HostContext,

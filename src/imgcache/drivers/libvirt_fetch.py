@@ -45,6 +45,18 @@ class ItemError(HostError):
     """This image cannot be had on this host; the conversation can go on with the next one."""
 
 
+@dataclass(frozen=True, slots=True)
+class TransferEnd:
+    """How the attempts at one image ended, from whichever source."""
+
+    kind: SourceKind
+    """The last one tried."""
+    ending: Message | HostError
+    """The helper's result, or why there is none."""
+    bytes_fetched: int
+    """From all sources."""
+
+
 async def fetch_image(
     context: HostContext, talk: Conversation, image: Image, given_up: set[SourceKind]
 ) -> None:
@@ -52,41 +64,62 @@ async def fetch_image(
 
     Sources that this host cannot reach are added to ``given_up``; they are not tried for the next image.
     """
+    end = await transfer(context, talk, image, given_up, "fetch")
+    if isinstance(end.ending, HostError):
+        error = end.ending
+        context.report(
+            image,
+            OutcomeWord.ERROR,
+            code=error.code,
+            reason=f"{error.message}: {error.hint}" if error.hint else error.message,
+            source=end.kind,
+            bytes_fetched=end.bytes_fetched,
+        )
+    else:
+        _report(context, image, end, end.ending)
+
+
+async def transfer(
+    context: HostContext,
+    talk: Conversation,
+    image: Image,
+    given_up: set[SourceKind],
+    op: str,
+    **more: object,
+) -> TransferEnd:
+    """Have the helper work off ``fetch``, or an order that brings bytes as that does; see ``fetch_image``.
+
+    ``more``: fields of the order that ``fetch`` has not.
+    """
     offered = context.sources.kinds(image)
     kinds = [kind for kind in offered if kind not in given_up] or offered
-    bytes_fetched = 0
+    bytes_before = 0
     for kind in kinds:
-        fetch = _Fetch(context, talk, image, kind, bytes_before=bytes_fetched)
+        attempt = _Transfer(context, talk, image, kind, op, more)
         try:
-            await fetch.run()
+            answer = await attempt.run()
         except (OrderError, ItemError) as error:
-            bytes_fetched += fetch.bytes_fetched
+            bytes_before += attempt.bytes_fetched
             if error.code in _NEXT_SOURCE_CODES and kind is not kinds[-1]:
                 given_up.add(kind)
                 context.notice(f"{image.name}: {error.message}; pushing it from here instead")
                 continue
-            reason = f"{error.message}: {error.hint}" if error.hint else error.message
-            context.report(
-                image,
-                OutcomeWord.ERROR,
-                code=error.code,
-                reason=reason,
-                source=kind,
-                bytes_fetched=bytes_fetched,
-            )
-        return
+            return TransferEnd(kind, error, bytes_before)
+        return TransferEnd(kind, answer, bytes_before + attempt.bytes_fetched)
+    message = "an image without sources"
+    raise AssertionError(message)
 
 
 @dataclass(slots=True)
-class _Fetch:
-    """One fetch order from one kind of source."""
+class _Transfer:
+    """One order that brings bytes, from one kind of source."""
 
     context: HostContext
     talk: Conversation
     image: Image
     kind: SourceKind
-    bytes_before: int = 0
-    """What other sources gave before."""
+    op: str
+    more: dict[str, object]
     bytes_fetched: int = 0
     _repetitions: int = 0
     _digest_repetitions: int = 0
@@ -95,8 +128,8 @@ class _Fetch:
     _mark: tuple[str, int] = ("", -1)
     _mark_at: float = 0.0
 
-    async def run(self) -> None:
-        """Send the order, answer what the helper asks, report the result.
+    async def run(self) -> Message:
+        """Send the order, answer what the helper asks, return the result.
 
         Raises:
             OrderError, ItemError: this image failed; the conversation can go on.
@@ -105,18 +138,20 @@ class _Fetch:
         source = await self._source()
         self._mark_at = time.monotonic()
         order = self.talk.order(
-            "fetch",
+            self.op,
             base=self.image.base_name,
             image=_image_fields(self.image),
             source=source,
             limits={**DEFAULT_LIMITS, "reserve": self.context.host.settings.reserve_bytes},
             tool=f"imgcache {__version__}",
             run=self.context.run_id,
+            **self.more,
         )
         async with self.talk.keep_alive():
             await self.talk.flush()
             answer = await self._until_result(order)
-        self._report(answer)
+        self.bytes_fetched = answer.fields.get_int("bytes_fetched")
+        return answer
 
     async def _source(self) -> dict[str, object]:
         if self.kind is SourceKind.PUSH:
@@ -282,25 +317,31 @@ class _Fetch:
         except OrderError:
             return
 
-    def _report(self, answer: Message) -> None:
-        self.bytes_fetched = answer.fields.get_int("bytes_fetched")
-        state = answer.fields.get_choice("state", {"cached", "existing"})
-        reason = answer.fields.opt_str("reason", limit=1000)
-        if state == "cached" and self.bytes_fetched < self.image.size_bytes:
-            text = (
-                f"the host says cached, after {self.bytes_fetched} of {self.image.size_bytes} bytes"
-            )
-            raise protocol_error(text)
-        if state == "cached" and self.image.digest.weak:
-            weak = f"verified with {self.image.digest.algo} only, the image service has no better digest"
-            reason = f"{reason}; {weak}" if reason else weak
-        self.context.report(
-            self.image,
-            OutcomeWord(state),
-            reason=reason,
-            source=self.kind,
-            bytes_fetched=self.bytes_before + self.bytes_fetched,
-        )
+
+def _report(context: HostContext, image: Image, end: TransferEnd, answer: Message) -> None:
+    state = answer.fields.get_choice("state", {"cached", "existing"})
+    reason = answer.fields.opt_str("reason", limit=1000)
+    if state == "cached":
+        check_all_came(image, answer)
+    if state == "cached" and image.digest.weak:
+        weak = f"verified with {image.digest.algo} only, the image service has no better digest"
+        reason = f"{reason}; {weak}" if reason else weak
+    context.report(
+        image, OutcomeWord(state), reason=reason, source=end.kind, bytes_fetched=end.bytes_fetched
+    )
+
+
+def check_all_came(image: Image, answer: Message) -> None:
+    """Refuse a success that is told with fewer bytes than the image has.
+
+    Raises:
+        HostError: code ``protocol``.
+    """
+    came = answer.fields.get_int("bytes_fetched")
+    if came < image.size_bytes:
+        state = answer.fields.get_str("state")
+        text = f"the host says {state}, after {came} of {image.size_bytes} bytes"
+        raise protocol_error(text)
 
 
 def _image_fields(image: Image) -> dict[str, object]:

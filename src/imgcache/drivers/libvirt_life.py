@@ -41,7 +41,7 @@ _SILENCE_S = 60.0
 
 
 @asynccontextmanager
-async def _opened(
+async def opened_cache(
     context: HostContext, modules: Sequence[str]
 ) -> AsyncIterator[tuple[Conversation, Fields]]:
     """Start the helper and open the cache; gives the conversation and what ``open`` answered.
@@ -74,7 +74,7 @@ def settings_for_helper(settings: HostSettings) -> dict[str, object]:
 
 async def inspect(context: HostContext, *, formats: bool, use: bool) -> HostCache:
     """See ``Driver.inspect``."""
-    async with _opened(context, LIST_MODULES) as (talk, opened):
+    async with opened_cache(context, LIST_MODULES) as (talk, opened):
         rows = EntryRows()
         order = talk.order("list", formats=formats, use=use)
         answer = await talk.result(order, timeout_s=_ANSWER_S, on_rows=rows.take)
@@ -85,7 +85,7 @@ async def remove(
     context: HostContext, items: Sequence[RemovalItem], on_row: Callable[[RemovalRow], None]
 ) -> None:
     """See ``Driver.remove``."""
-    async with _opened(context, REMOVE_MODULES) as (talk, _):
+    async with opened_cache(context, REMOVE_MODULES) as (talk, _):
         for start in range(0, len(items), ITEMS_PER_ORDER):
             part = items[start : start + ITEMS_PER_ORDER]
             missing = {item.name for item in part}
@@ -119,7 +119,7 @@ async def clean(
         for row in removal_rows(fields, None):
             on_row(row)
 
-    async with _opened(context, CLEAN_MODULES) as (talk, _):
+    async with opened_cache(context, CLEAN_MODULES) as (talk, _):
         order = talk.order("clean", stall_age_s=stall_age_s, dry=context.dry_run)
         await talk.result(order, timeout_s=_ANSWER_S, on_rows=take)
 
@@ -134,7 +134,7 @@ async def verify(
     on_progress: Callable[[str, int, int], None],
 ) -> None:
     """See ``Driver.verify``."""
-    async with _opened(context, VERIFY_MODULES) as (talk, _):
+    async with opened_cache(context, VERIFY_MODULES) as (talk, _):
         for name in base_names:
             image = adopt.get(name)
 
@@ -160,13 +160,24 @@ async def _adopt(
     if verdict.digest != image.digest:
         reason = f"its {image.digest.algo} is not the image's: other bytes, or converted to another format"
         return replace(verdict, code=ErrorCode.UNPROVEN, reason=reason)
+    return await note_adopted(context, talk, image, verdict)
+
+
+async def note_adopted(
+    context: HostContext, talk: Conversation, image: Image, verdict: Verdict
+) -> Verdict:
+    """Note the entry as the image's; its digest is what the helper has just found, and proven."""
+    digest = verdict.digest
+    if digest is None:
+        message = "adopted without a digest"
+        raise AssertionError(message)
     order = talk.order(
         "adopt",
         base=verdict.base_name,
         image=image_fields(image),
         stored={
-            "algo": image.digest.algo,
-            "value": image.digest.value,
+            "algo": digest.algo,
+            "value": digest.value,
             "size": verdict.size_bytes,
         },
         tool=f"imgcache {__version__}",
@@ -201,7 +212,7 @@ async def pin(
     extend: bool,
 ) -> None:
     """See ``Driver.pin``. The end of a pin is a moment, told by the host's own clock."""
-    async with _opened(context, VERIFY_MODULES) as (talk, _):
+    async with opened_cache(context, VERIFY_MODULES) as (talk, _):
         when: object = None
         if until is not None:
             end = until.timestamp() + talk.hello.clock_offset_s
@@ -233,7 +244,7 @@ async def renew(
     on_row: Callable[[NoteRow], None],
 ) -> None:
     """See ``Driver.renew``."""
-    async with _opened(context, RENEW_MODULES) as (talk, _):
+    async with opened_cache(context, RENEW_MODULES) as (talk, _):
         orders = [
             (name, talk.order("touch", base=name, sizes=[size], dry=context.dry_run))
             for name, size in sizes

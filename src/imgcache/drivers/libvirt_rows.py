@@ -196,3 +196,16 @@ def verdict_from(base_name: str, fields: Fields) -> Verdict:
         digest=_digest_from(fields) if hashed else None,
         size_bytes=fields.opt_int("size") or 0,
     )
+
+
+def proof_from(base_name: str, fields: Fields) -> Verdict:
+    """Return what ``prove`` found; with a digest: it is proven, and may be adopted."""
+    state = fields.get_choice("state", {"proven", "other", "absent"})
+    if state == "absent":
+        return Verdict(base_name, VerdictState.ABSENT)
+    if state == "proven":
+        digest, size = _digest_from(fields), fields.get_int("size")
+        return Verdict(base_name, VerdictState.UNMANAGED, digest=digest, size_bytes=size)
+    what = fields.get_str("reason", limit=1000)
+    reason = f"its content is not the image's: {what}"
+    return Verdict(base_name, VerdictState.UNMANAGED, ErrorCode.UNPROVEN, reason)

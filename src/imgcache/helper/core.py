@@ -31,6 +31,7 @@ ORDERS = {
     "verify": "verify",
     "pin": "verify",
     "adopt": "verify",
+    "prove": "prove",
 }
 #: Orders that concern a fetch under way; after its end they are late, and dropped.
 LATE = ("again", "stop", "data", "ping")

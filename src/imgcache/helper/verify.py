@@ -142,12 +142,12 @@ def _verify(cache, order, work):
         if not algo:
             return _answer("unmanaged", "nothing is written down about it", size=size)
         value = Hashing(fd, size, algo, order["rate"], work).run()
-        _check_unchanged(cache, base, before)
-        _hold(os.dup(fd))
+        check_unchanged(cache, base, before)
+        if not managed:
+            note_proven(cache, base, fd, algo, value)
     finally:
         os.close(fd)
     if not managed:
-        _PROVEN[1] = (cache.path, base, algo, value)
         return _answer("unmanaged", "nothing is written down about it", algo, value, size)
     if value != stored["value"]:
         return _answer("damaged", "its %s is not the one written down" % algo, algo, value, size)
@@ -159,17 +159,19 @@ def _verify(cache, order, work):
     return _answer("intact", reason, algo, value, size)
 
 
-def _hold(fd):
+def note_proven(cache, base, fd, algo, value):
+    """Remember the digest of an unmanaged final, read through ``fd``: it can be adopted now."""
     if _PROVEN[0] is not None:
         os.close(_PROVEN[0])
-    _PROVEN[:] = [fd, None]
+    _PROVEN[:] = [os.dup(fd), (cache.path, base, algo, value)]
 
 
 def _is_same(found, before):
     return os.path.samestat(found, before) and found.st_size == before.st_size
 
 
-def _check_unchanged(cache, base, before):
+def check_unchanged(cache, base, before):
+    """Raise ``Failure`` ``changed`` when the final is not the file any more that it was."""
     found = cache.find(base)
     if found is None or not _is_same(found, before):
         raise Failure("changed", "%s/%s was exchanged while it was read" % (cache.path, base))

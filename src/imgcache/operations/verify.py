@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from imgcache.drivers.base import VerdictState
 from imgcache.errors import ErrorCode, ImageProblemsError, ImageServiceError, UsageError
-from imgcache.model import EntryKind
+from imgcache.model import RAW_DISK_FORMATS, EntryKind
 from imgcache.operations.catalogue import (
     Catalogue,
     Lookup,
@@ -20,6 +20,7 @@ from imgcache.operations.catalogue import (
 from imgcache.operations.delete import absent_rows
 from imgcache.operations.fleet import FleetRequest, open_fleet
 from imgcache.operations.invalid import Faults, progress_to
+from imgcache.operations.prove import prove
 from imgcache.operations.removal import entry_outcome, host_outcome, report_of
 from imgcache.operations.repair import repair
 from imgcache.operations.selection import select_hosts
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from imgcache.operations.catalogue import KnownImage
     from imgcache.operations.fleet import Fleet
     from imgcache.operations.host_run import HostRun
+    from imgcache.operations.removal import Ending
     from imgcache.plan import EntryOutcome, EntryReport
 
 
@@ -48,14 +50,14 @@ class VerifyRequest(FleetRequest):
     bytes_per_s: int | None = None
     """The most that a host reads per second; None: as fast as it goes, at low priority."""
     adopt: bool = False
-    """Note unmanaged entries whose bytes are those of the image in the image service.
+    """Note unmanaged entries whose content is that of the image in the image service.
 
-    Proven by the digest: so images that are stored as they are, not those that were converted.
+    Proven by the digest; where the host may have converted the image, by fetching and converting it again.
     """
     repair: bool = False
     """Fetch damaged entries again that nothing uses."""
     source: SourcePolicy = "auto"
-    """For ``repair``: as for precache."""
+    """For ``adopt`` and ``repair``: as for precache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ def plan_verify(
     if service is None and (request.adopt or request.repair):
         message = "--adopt and --repair need the image service"
         raise UsageError(message, hint="see image_service in the inventory")
-    if request.repair and service is not None:
+    if service is not None and (request.adopt or request.repair):
         source_kinds(request.source, service)
     catalogue = read_catalogue(service) if request.adopt else Catalogue()
     if not request.names:
@@ -123,6 +125,12 @@ async def _execute(
 
         await fleet.each(plan.hosts, verify)
         found = {name: run.outcomes() for name, run in runs.items()}
+        unproven = {name: run.unproven for name, run in runs.items() if run.unproven}
+        if unproven and service is not None:
+            rate = request.bytes_per_s
+            await prove(
+                fleet, unproven, found, service, request.source, bytes_per_s=rate, ending_of=_ending
+            )
         if request.repair and service is not None and not fleet.dry_run and faults.by_host:
             await repair(fleet, faults, found, service, request.source)
         return report_of(fleet, found)
@@ -137,6 +145,8 @@ class _HostVerify:
     plan: VerifyPlan
     request: VerifyRequest
     lookup: Lookup | None
+    unproven: dict[str, Image] = field(default_factory=dict)
+    """Base file name -> image, of unmanaged entries that the host may have converted."""
     _images: dict[str, KnownImage] = field(default_factory=dict)
     _rows: dict[str, EntryOutcome] = field(default_factory=dict)
     _first: bool = True
@@ -153,7 +163,10 @@ class _HostVerify:
                 self._note_unmanaged(entry)
 
         def judge(verdict: Verdict) -> None:
-            entry = entries[verdict.base_name]
+            name, entry = verdict.base_name, entries[verdict.base_name]
+            if verdict.code is ErrorCode.UNPROVEN and _may_be_converted(adoptable[name]):
+                self._leave_unproven(entry, adoptable[name])
+                return
             if verdict.state is VerdictState.DAMAGED:
                 faults.add(self.host.name, entry, verdict.reason or "its digest is wrong")
             self._note(entry, verdict)
@@ -198,9 +211,16 @@ class _HostVerify:
             if self.fleet.dry_run:
                 ending = EntryWord.SKIPPED, ErrorCode.DRY_RUN, "dry run: would be compared"
                 self._rows[name] = entry_outcome(self.host, entry, known, ending)
+            elif entry.size_bytes != image.size_bytes and _may_be_converted(image):
+                self._leave_unproven(entry, image)
             else:
                 found[name] = image
         return found
+
+    def _leave_unproven(self, entry: CacheEntry, image: Image) -> None:
+        """Leave an entry, which is not the image as it is, to the pass that fetches images to compare."""
+        self.unproven[entry.name] = image
+        self._note_unmanaged(entry, "it was not compared with the image")
 
     def _note_unmanaged(self, entry: CacheEntry, reason: str | None = None) -> None:
         code = ErrorCode.UNPROVEN if reason else ErrorCode.UNMANAGED
@@ -209,9 +229,8 @@ class _HostVerify:
         self._rows[entry.name] = entry_outcome(self.host, entry, self._image(entry), ending)
 
     def _note(self, entry: CacheEntry, verdict: Verdict) -> None:
-        word, code = _WORDS[verdict.state]
-        ending = word, verdict.code or code, verdict.reason
-        self._rows[entry.name] = entry_outcome(self.host, entry, self._image(entry), ending)
+        image = self._image(entry)
+        self._rows[entry.name] = entry_outcome(self.host, entry, image, _ending(verdict))
 
     def _image(self, entry: CacheEntry) -> KnownImage | None:
         known = image_of(entry, self._images, self.plan.catalogue)
@@ -228,6 +247,15 @@ class _HostVerify:
             *self._rows.values(),
             *absent_rows(self.host, self.plan.wanted, self._rows.keys()),
         ]
+
+
+def _may_be_converted(image: Image) -> bool:
+    return image.disk_format not in RAW_DISK_FORMATS
+
+
+def _ending(verdict: Verdict) -> Ending:
+    word, code = _WORDS[verdict.state]
+    return word, verdict.code or code, verdict.reason
 
 
 _WORDS = {
