@@ -1,7 +1,7 @@
 """Removes what broken transfers left behind, ours and Nova's; what anybody is at work on stays."""
 
 # mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
-# ruff: noqa: EM101 - a Failure's code is a literal; imports are dear on a host
+# ruff: noqa: EM101, SIM105 - a Failure's code is a literal; imports are dear on a host
 
 import os
 import stat
@@ -77,6 +77,8 @@ class Clean(Removal):
         cache = self.cache
         for name in os.listdir(cache.own_fd):
             base = name[:-5]
+            if name.endswith(".json.new"):
+                self.drop_unwritten(name)
             if not name.endswith(".json") or entries.kind_of(base) != "original":
                 continue
             if entries.status_of(base, cache.cache_fd) or entries.is_pinned(
@@ -93,6 +95,15 @@ class Clean(Removal):
                         self.forget(base)
                 finally:
                     os.close(lock_fd)
+
+    def drop_unwritten(self, name):
+        """Remove a manifest whose writer died before it had its name."""
+        status = entries.status_of(name, self.cache.own_fd)
+        if status and stat.S_ISREG(status.st_mode) and time.time() - status.st_mtime >= _FLOOR_S:
+            try:
+                os.unlink(name, dir_fd=self.cache.own_fd)
+            except OSError:
+                pass  # it does no harm
 
     # ---- Nova's
 

@@ -158,3 +158,15 @@ def test_manifests_without_a_file(tree: Tree, life: Life) -> None:
     assert all(place.exists() for place in places)
     assert life.clean() == {}
     assert [place.exists() for place in places] == [False, True, True]
+
+
+@pytest.mark.row("H19")
+def test_manifests_whose_writer_died(tree: Tree, life: Life) -> None:
+    dead, young = (tree.own / f"{sha1(name)}.json.new" for name in ("dead", "young"))
+    for path in (dead, young):
+        path.write_text('{"version":')
+    aged(dead, 3700)
+    life.clean(0, dry=True)
+    assert dead.exists()
+    assert life.clean(0) == {}
+    assert (dead.exists(), young.exists()) == (False, True)
