@@ -44,13 +44,17 @@ _IN_CONTAINER = os.stat("/proc/self/ns/pid").st_ino != 0xEFFFFFFC
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of one heavy server in one worker, so that it is started once."""
+    """Keep the tests of one heavy server in one worker, so that it is started once; life apart."""
     for item in items:
         if _IN_CONTAINER and item.path.name.startswith("test_life"):
             reason = (
                 "in a container nothing is removed: its processes are not the hosts (--pid host)"
             )
             item.add_marker(pytest.mark.skip(reason=reason))
+        if item.path.name.startswith("test_life") and not item.get_closest_marker("xdist_group"):
+            # An open file counts as use by its name alone, wherever on the machine it is: tests that
+            # look for users must not run beside others that have files of the same names.
+            item.add_marker(pytest.mark.xdist_group("life"))
         if item.get_closest_marker("openstack") and not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group("openstack"))
 

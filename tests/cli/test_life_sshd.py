@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.sshd, pytest.mark.qemu]
 
-QCOW_ID = "11111111-2222-4333-8444-00000000000c"
+QCOW_ID = "11fe11fe-2222-4333-8444-00000000000c"
 
 
 def outcomes(fleet: Fleet, *argv: str, code: int = 0) -> dict[str, tuple[str, str | None]]:

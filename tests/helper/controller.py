@@ -276,3 +276,10 @@ def from_service(
 ) -> Frame:
     """Return a ``fetch`` order's source for a download."""
     return {"kind": "service", "url": url, "token": token, "ca_pem": ca_pem, "insecure": insecure}
+
+
+def let_others_reach(path: Path) -> None:
+    """Let other users reach a path below pytest's private folders, up to the shared temporary one."""
+    while path != path.parent and path.stat().st_mode & 0o1000 == 0:
+        path.chmod(path.stat().st_mode | 0o711)
+        path = path.parent

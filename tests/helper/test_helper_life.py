@@ -27,6 +27,7 @@ from helper.controller import (
     base_name,
     from_service,
     image_of,
+    let_others_reach,
     pythons,
 )
 from servers import misbehaving_http as http
@@ -484,8 +485,7 @@ def test_process_hygiene(instances: Path) -> None:
     if os.geteuid() or not python:
         python, user = sys.executable, os.geteuid()
     os.chown(instances, user, -1)
-    for folder in (instances, *instances.parents[:3]):
-        folder.chmod(folder.stat().st_mode | 0o711)
+    let_others_reach(instances)
     with http.HttpServer() as server, Controller(python, user=user if user else None) as helper:
         helper.open(instances)
         url = server.route("/i", DATA, http.stall_after(1000))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from helper.controller import PUSH, Controller, Frame, base_name, image_of
+from helper.controller import PUSH, Controller, Frame, base_name, image_of, let_others_reach
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,13 +42,6 @@ def final_in(cache: Path, data: bytes = b"x" * 100, age_s: float = 90000) -> Pat
 
 def touch(helper: Controller, sizes: list[int] | None = None, *, dry: bool = False) -> Frame:
     return helper.answer(helper.order("touch", base=BASE, sizes=sizes or [], dry=dry))
-
-
-def for_users(path: Path) -> None:
-    """Let other users reach a path below pytest's private folders."""
-    while path != path.parent and path.stat().st_mode & 0o1000 == 0:
-        path.chmod(path.stat().st_mode | 0o711)
-        path = path.parent
 
 
 def test_absent_takes_no_lock(helper: Controller, instances: Path, cache: Path) -> None:
@@ -314,7 +307,7 @@ def opened_by(user: int, instances: Path) -> Controller:
 @pytest.mark.row("R22")
 def test_root_makes_everything_as_novas_user(instances: Path) -> None:
     os.chown(instances, NOVA, NOVA)
-    for_users(instances)
+    let_others_reach(instances)
     data = os.urandom(100_000)
     image = image_of(data)
     with Controller(system_python()) as helper:
@@ -354,7 +347,7 @@ def test_root_takes_no_other_users_word_for_a_folder_of_roots(
     given.update(instances_path=str(instances), cache_subdirectory="_base")
     helper.result(helper.open(instances, **given))
     os.chown(instances, NOVA, NOVA)  # what Nova's user may write anyway
-    for_users(instances)
+    let_others_reach(instances)
     given.update(instances_path=None)
     helper.result(helper.open(instances, **given))
 
@@ -364,7 +357,7 @@ def test_root_takes_no_other_users_word_for_a_folder_of_roots(
 def test_root_renews_files_in_use_by_qemu(helper: Controller, instances: Path, cache: Path) -> None:
     for path in (instances, cache):
         os.chown(path, NOVA, NOVA)
-    for_users(instances)
+    let_others_reach(instances)
     final = final_in(cache)
     os.chown(final, QEMU, QEMU)
     helper.open(instances)
@@ -377,7 +370,7 @@ def test_root_renews_files_in_use_by_qemu(helper: Controller, instances: Path, c
 def test_files_of_qemus_user_are_left_to_nova(instances: Path, cache: Path) -> None:
     for path in (instances, cache):
         os.chown(path, NOVA, NOVA)
-    for_users(instances)
+    let_others_reach(instances)
     final = final_in(cache)
     os.chown(final, QEMU, QEMU)
     with opened_by(NOVA, instances) as helper:
@@ -392,7 +385,7 @@ def test_a_group_members_lock_file_is_open_to_nova(instances: Path, cache: Path)
     for path in (instances, cache):
         os.chown(path, NOVA, OTHER)
         path.chmod(0o775)
-    for_users(instances)
+    let_others_reach(instances)
     final_in(cache).chmod(0o664)
     os.chown(cache / BASE, NOVA, OTHER)
     with opened_by(OTHER, instances) as helper:
@@ -406,7 +399,7 @@ def test_a_group_members_lock_file_is_open_to_nova(instances: Path, cache: Path)
 @pytest.mark.row("H9")
 def test_no_permission_says_whose_and_who(instances: Path, cache: Path) -> None:
     os.chown(instances, NOVA, NOVA)
-    for_users(instances)
+    let_others_reach(instances)
     final_in(cache)
     with opened_by(OTHER, instances) as helper:
         answer = touch(helper)
@@ -423,7 +416,7 @@ def test_an_unreadable_nova_conf_is_told(instances: Path, tmp_path: Path) -> Non
     conf = tmp_path / "nova.conf"
     conf.write_text("[DEFAULT]\n")
     conf.chmod(0o600)
-    for_users(instances)
+    let_others_reach(instances)
     with Controller(system_python(), user=OTHER) as helper:
         answer = helper.error(helper.open(instances, images_type=None, nova_conf=[str(conf)]))
     assert answer["code"] == "config"

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from servers.fleet_fixtures import Fleet
 
 DAY = 86400.0
-IDS = [f"11111111-2222-4333-8444-{number:012}" for number in range(6)]
+IDS = [f"11fe11fe-2222-4333-8444-{number:012}" for number in range(6)]
 
 
 @dataclass

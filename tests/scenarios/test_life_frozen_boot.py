@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.qemu, pytest.mark.row("D9")]
 
-BASE = sha1("11111111-2222-4333-8444-000000000001")
+BASE = sha1("11fe11fe-2222-4333-8444-000000000001")
 DATA = b"neither qcow2 nor anything else " * 20000
 #: Nova holds its lock.
 HELD = {"fetching", "half", "part", "renamed", "locked", "overlaid"}
@@ -231,7 +231,7 @@ def test_a_boot_that_could_not_touch_goes_on_while_prune_waits_for_its_lock(
 def site(tmp_path: Path) -> Fleet:
     """One local host and a directory image service."""
     fleet = local_fleet(tmp_path, {"kind": "directory", "path": "images"})
-    add_image(tmp_path / "images", "11111111-2222-4333-8444-000000000009", "other", DATA)
+    add_image(tmp_path / "images", "11fe11fe-2222-4333-8444-000000000009", "other", DATA)
     conf = tmp_path / "nova.conf"
     conf.write_text("[DEFAULT]\nhost=edge1-01\n")
     fleet.overrides["edge1-01"] = {"nova_conf": str(conf)}

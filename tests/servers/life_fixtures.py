@@ -22,8 +22,8 @@ import yaml
 from servers.fleet_fixtures import add_image
 
 IDS = {
-    "debian-12": "11111111-2222-4333-8444-00000000000a",
-    "rescue": "11111111-2222-4333-8444-00000000000b",
+    "debian-12": "11fe11fe-2222-4333-8444-00000000000a",
+    "rescue": "11fe11fe-2222-4333-8444-00000000000b",
 }
 DAY = 86_400.0
 

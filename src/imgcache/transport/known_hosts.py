@@ -97,7 +97,7 @@ def known_hosts_line(name: str, key: ScannedKey) -> str:
     try:
         blob = _decoded(encoded.split()[0] if encoded.split() else "")
         line = HostKeyEntry([name], PKey.from_type_string(algorithm, blob)).to_line()
-    except (SSHException, UnknownKeyType, ValueError) as exc:
+    except (SSHException, UnknownKeyType, ValueError, OverflowError) as exc:
         message = f"its {printable(algorithm, 60)} key is not one that can be added"
         raise HostError(ErrorCode.HOSTKEY_UNKNOWN, message) from exc
     if line is None or not line.endswith("\n") or len(line.split()) != 3 or line.count("\n") != 1:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from helper.controller import let_others_reach
 from helper.life.tree import Life, Tree, child, overlay, sha1
 
 NOBODY = 65534
@@ -282,8 +283,8 @@ def test_vanishing_files_are_no_problem(tree: Tree, life: Life) -> None:
 @pytest.fixture
 def free_folder(tmp_path: Path) -> Path:
     """Return a folder that other users may enter, which pytest's own is not."""
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
+    let_others_reach(tmp_path)
+    tmp_path.chmod(0o755)
     return tmp_path
 
 
