@@ -308,7 +308,9 @@ class Verifying(Scene):
         if told[BIG] == "absent":  # removed, and then contact was lost
             assert words_of(self.rig.precache("big")) == ["cached"]
         else:
-            assert told[BIG] in {"intact", "repaired", "unmanaged"}, report
+            assert told[BIG] in {"intact", "repaired", "unmanaged"}, [
+                one.reason for one in report.outcomes
+            ]
         assert self.final(BIG).read_bytes() == BIG_DATA
 
     def assert_idle(self, report: Any) -> None:
