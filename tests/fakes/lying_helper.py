@@ -19,7 +19,7 @@ from misbehaving_helper import (  # type: ignore[import-not-found]  # beside thi
 
 OPENED = {
     "instances_path": "/i", "cache_path": "/i/_base", "force_raw_images": True, "images_type": "qcow2",
-    "from": {}, "cache_exists": True,
+    "from": {}, "cache_exists": True, "free": 1 << 40, "capacity": 1 << 41,
 }  # fmt: skip
 
 

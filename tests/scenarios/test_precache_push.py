@@ -140,6 +140,15 @@ def test_dry_run_changes_nothing_and_says_what_it_would_do(stocked: Fleet) -> No
     assert not (stocked.instances("edge1-02") / "locks").exists()
 
 
+@pytest.mark.row("H5")
+def test_a_dry_run_tells_of_too_little_room(stocked: Fleet) -> None:
+    stocked.overrides["edge1-01"] = {"reserve": "1000TiB"}
+    done = stocked.run("precache", "--host", "edge1-[01-02]", "raw", "--dry-run", "-f", "json")
+    assert done.returncode == 1
+    found = outcomes(done)
+    assert [found[f"edge1-0{n}", "raw"]["code"] for n in (1, 2)] == ["space", "dry-run"]
+
+
 @pytest.mark.row("S8")
 def test_a_dead_a_wrong_and_a_broken_host_leave_the_third_alone(stocked: Fleet) -> None:
     stocked.overrides["edge1-01"] = {"port": 1}

@@ -37,6 +37,8 @@ _EXCLUDED_TYPES = {
     "ploop": "images_type is ploop, which keeps its own layout",
 }
 _SECTOR_BYTES = 512
+#: What a host keeps free when neither the inventory nor 5 % of its file system say more; as the helper.
+_RESERVE_BYTES = 10 << 30
 _MAX_CLOCK_OFFSET_S = 30.0
 #: Longer than the helper waits for Nova's lock on one base file.
 ANSWER_S = 60.0
@@ -49,6 +51,8 @@ class CacheFacts:
     cache_path: str
     images_type: str
     force_raw_images: bool
+    free_bytes: int
+    capacity_bytes: int
 
 
 def whole_sizes(image: Image) -> list[int]:
@@ -94,8 +98,7 @@ class LibvirtDriver(Driver):
                 if not await self._touched(context, talk, image, order)
             ]
             if context.dry_run:
-                for image in absent:
-                    _report_dry_run(context, image)
+                _report_dry_run(context, absent, facts)
             elif absent:
                 await self._fetch_once(context, talk, absent)
 
@@ -284,6 +287,8 @@ def _facts(answer: Message) -> CacheFacts:
         cache_path=answer.fields.get_str("cache_path"),
         images_type=answer.fields.get_str("images_type"),
         force_raw_images=answer.fields.get_bool("force_raw_images"),
+        free_bytes=answer.fields.get_int("free"),
+        capacity_bytes=answer.fields.get_int("capacity"),
     )
 
 
@@ -293,7 +298,29 @@ def _refuse_excluded(facts: CacheFacts) -> None:
         raise UnsupportedError(ErrorCode.BACKEND, reason)
 
 
-def _report_dry_run(context: HostContext, image: Image) -> None:
-    kind = context.sources.kinds(image)[0]
-    reason = f"dry run: would be fetched, {image.size_bytes} bytes by {kind}"
-    context.report(image, OutcomeWord.SKIPPED, code=ErrorCode.DRY_RUN, reason=reason)
+def _report_dry_run(context: HostContext, absent: Sequence[Image], facts: CacheFacts) -> None:
+    """Report what a run would do for images that are not there, one after the other in the room there is."""
+    reserve = context.host.settings.reserve_bytes
+    if reserve is None:
+        reserve = max(facts.capacity_bytes // 20, _RESERVE_BYTES)
+    left = facts.free_bytes - reserve
+    for image in absent:
+        final, most = room_needed(image, force_raw_images=facts.force_raw_images)
+        if most > left:
+            reason = (
+                f"dry run: {most} bytes would be needed, {max(left, 0)} are free beside the reserve"
+            )
+            context.report(image, OutcomeWord.ERROR, code=ErrorCode.SPACE, reason=reason)
+            continue
+        left -= final
+        kind = context.sources.kinds(image)[0]
+        reason = f"dry run: would be fetched, {image.size_bytes} bytes by {kind}"
+        context.report(image, OutcomeWord.SKIPPED, code=ErrorCode.DRY_RUN, reason=reason)
+
+
+def room_needed(image: Image, *, force_raw_images: bool) -> tuple[int, int]:
+    """Return the bytes that the final may take, and those that original and final may take together."""
+    if not force_raw_images or image.disk_format in RAW_DISK_FORMATS:
+        return image.size_bytes, image.size_bytes
+    final = image.virtual_size_bytes or image.size_bytes
+    return final, image.size_bytes + final

@@ -31,9 +31,8 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 class Cache:
     """One host's cache, opened. ``owner`` is the stat result whose owner new things get."""
 
-    def __init__(self, values):
-        self.values = values
-        self.nova_conf = None
+    def __init__(self, values, nova_conf=None):
+        self.values, self.nova_conf = values, nova_conf
         self.cache_fd = self.own_fd = self.locks_fd = None
         given = values["instances_path"]
         self.instances_path = os.path.realpath(given)
@@ -373,16 +372,17 @@ def order_open(session, order):
     session.cache = None
     try:
         values, origins = conf.effective(order["settings"])
-        cache = Cache(values)
+        cache = Cache(values, order["settings"].get("nova_conf"))
         if os.geteuid() == 0:
             conf.refuse_foreign(origins)
         session.cache = cache
-        cache.nova_conf = order["settings"].get("nova_conf")
     except Failure as failure:
         session.open_failure = failure
         raise
     result = dict(values, instances_path=cache.instances_path, cache_path=cache.path)
     result.update({"from": origins, "cache_exists": cache.cache_fd is not None})
+    room = os.fstatvfs(cache.instances_fd if cache.cache_fd is None else cache.cache_fd)
+    result.update(free=room.f_bavail * room.f_frsize, capacity=room.f_blocks * room.f_frsize)
     del result["cache_subdirectory"]
     return result
 
