@@ -143,6 +143,8 @@ def test_status_tells_room_and_ends_with_5_above_the_limit(life: LifeSite) -> No
     }  # fmt: skip
     above = life.result("status", "--all", "--check", "--max-used", "0.0001%", code=5)
     assert all(one["over_threshold"] for one in above["hosts"])
+    told = life.run("status", "--all", "--check", "--max-used", "0.0001%").stderr
+    assert told.count("above 0%") == len(above["hosts"])
     assert life.run("status", "--all", "--check", "--max-used", "100%").returncode == 0
 
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from imgcache.errors import UsageError
-from imgcache.events import HostFailed
+from imgcache.events import HostFailed, Notice
 from imgcache.guards import is_pinned
 from imgcache.operations.fleet import FleetRequest, open_fleet
 from imgcache.operations.inspect import inspect_hosts
@@ -62,7 +62,7 @@ async def _execute(
         for failure in fleet.failures.values():
             sink.emit(HostFailed(failure))
         statuses = tuple(found.values())
-        return StatusReport(
+        report = StatusReport(
             run_id=fleet.run_id,
             command="status",
             started_at=fleet.started_at,
@@ -73,6 +73,10 @@ async def _execute(
             max_used=request.max_used,
             interrupted=fleet.interrupted,
         )
+        for one in report.over_threshold():
+            said = f"the file system is {one.used_share:.0%} full, above {request.max_used:.0%}"
+            sink.emit(Notice(said, host=one.host))
+        return report
 
 
 def status_of(host: Host, cache: HostCache, policy: PrunePolicy) -> HostStatus:
