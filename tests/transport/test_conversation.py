@@ -303,6 +303,7 @@ ENDS = [
     ("exit-1:This account is currently not available.", "none", ErrorCode.SHELL),
     ("exit-0:", "none", ErrorCode.SHELL),
     ("exit-99:bad", "none", ErrorCode.CRASH),
+    ("exit-137:Killed", "none", ErrorCode.LOST),
 ]
 
 

@@ -98,8 +98,11 @@ def _not_python(status: int | None, stderr: str, noise: str) -> HostError:
         return HostError(
             ErrorCode.PYTHON, message, hint="python: the command of a whole Python 3.6 or newer"
         )
-    if status is None and not said:
-        return ContactLostError(ErrorCode.LOST, "the connection ended before the helper answered")
+    # A shell tells of a signal by 128 and its number.
+    if (status is None or status > 128) and not noise:
+        message = f"the helper was killed, or its connection ended, before it answered: {said}"
+        hint = "run again; if it repeats, look for limits and lack of memory in the host's log"
+        return ContactLostError(ErrorCode.LOST, message, hint=hint)
     how = "was killed" if status is None else f"ended with status {status}"
     message = (
         f"the login shell started something other than the helper, which {how}: {said or 'no word'}"
