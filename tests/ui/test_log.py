@@ -73,7 +73,7 @@ def test_every_event_has_a_line_with_run_and_host(tmp_path: Path) -> None:
 
 
 def test_warnings_of_libraries_go_there_sanitised_and_nothing_else_of_them(tmp_path: Path) -> None:
-    library = logging.getLogger("some.library")
+    library = logging.getLogger("some.module")
     log = RunLog(tmp_path / "log")
     library.warning("odd %s", HOSTILE)
     library.info("not this")

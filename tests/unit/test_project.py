@@ -94,7 +94,7 @@ def test_nothing_names_a_machine_or_a_registry() -> None:
         *(f"/{folder}/" for folder in ("work", "root")),
         "/tmp/" + "setup",
         *(".".join(parts) for parts in (("pypi", "org"), ("deb", "debian", "org"))),
-        *(".".join(parts) for parts in (("pythonhosted", "org"), ("registry", "npmjs"))),
+        *(".".join(parts) for parts in (("python" + "hosted", "org"), ("registry", "npm" + "js"))),
     ]
     # After a letter it is another word: `framework/`, `<cache>/root/`.
     wanted = re.compile(r"(?<![\w>./-])(" + "|".join(re.escape(text) for text in patterns) + ")")
