@@ -155,10 +155,12 @@ async def _run(server: SshServer, process: asyncssh.SSHServerProcess[bytes]) -> 
     assert child.stderr
     feeding = asyncio.create_task(_feed(process, child))
     guarding = asyncio.create_task(_guard(process, child))
+    copying = [
+        asyncio.create_task(_copy(child.stdout, process.stdout)),
+        asyncio.create_task(_copy(child.stderr, process.stderr)),
+    ]
     try:
-        await asyncio.gather(
-            _copy(child.stdout, process.stdout), _copy(child.stderr, process.stderr)
-        )
+        await asyncio.gather(*copying)
         status = await child.wait()
         if status < 0:
             process.exit_with_signal(signal.Signals(-status).name.removeprefix("SIG"))
@@ -169,12 +171,20 @@ async def _run(server: SshServer, process: asyncssh.SSHServerProcess[bytes]) -> 
         await _guard(process, child)
     finally:
         _kill(child)
-        for task in (feeding, guarding):
-            task.cancel()
-        await asyncio.wait([feeding, guarding])
-        # asyncio tells the end of a child only after its pipes have ended.
-        await asyncio.gather(child.stdout.read(), child.stderr.read())
-        await child.wait()
+        await _reap(child, [feeding, guarding, *copying])
+
+
+async def _reap(child: asyncio.subprocess.Process, tasks: list[asyncio.Task[None]]) -> None:
+    """Let nothing of the child outlive the event loop."""
+    assert child.stdout
+    assert child.stderr
+    for task in tasks:
+        task.cancel()
+    # One who still copies would make the reads below fail, and the child's pipes stay open.
+    await asyncio.wait(tasks)
+    # asyncio tells the end of a child only after its pipes have ended.
+    await asyncio.gather(child.stdout.read(), child.stderr.read())
+    await child.wait()
 
 
 async def _guard(
