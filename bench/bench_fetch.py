@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imgcache.drivers.libvirt import FETCH_MODULES, WARM_MODULES
-from imgcache.drivers.libvirt_fetch import DEFAULT_LIMITS
+from imgcache.drivers.transfer import DEFAULT_LIMITS
 from imgcache.model import Host, HostSettings
 from imgcache.transport.conversation import start_conversation
 from imgcache.transport.local import LocalTransport

@@ -87,6 +87,9 @@ class ErrorCode(StrEnum):
     NODATA = "nodata"
     CHANGED = "changed"
     SOURCE = "source"
+    PEER = "peer"
+    PEER_BAD = "peer-bad"
+    SWITCHED = "switched"
     # what the bytes are
     SIZE = "size"
     DIGEST = "digest"
@@ -111,6 +114,9 @@ class ErrorCode(StrEnum):
     DRIVER = "driver"
     DRY_RUN = "dry-run"
     TIMEOUT = "timeout"
+    WINDOW = "window"
+    DEADLINE = "deadline"
+    HALTED = "halted"
     INTERRUPTED = "interrupted"
 
 

@@ -96,6 +96,16 @@ class HostSettings:
     images_type: str | None = None
     reserve_bytes: int | None = None
     """Free space that must remain on the cache's file system; None: max of 5 % and 10 GiB."""
+    endpoint: str | None = None
+    """The host's own URL, for drivers that speak HTTP with it."""
+    relay_address: str | None = None
+    """Where other hosts of its site reach it, and what it listens on; None: ``address``, everywhere."""
+    relay_ports: tuple[int, int] | None = None
+    """First and last port it may listen on for them; None: any free one."""
+    relay_tls: bool = True
+    """Encrypt what hosts of a site send each other."""
+    keep_original: bool = False
+    """Keep a converted image's original bytes, so that hosts added later are filled from here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +152,19 @@ class ImageServiceSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class Site:
+    """A place whose hosts share a link to the outside."""
+
+    name: str
+    bytes_per_s: int | None = None
+    """What all downloads from outside may take together; None: no limit."""
+    window: str | None = None
+    """When they may run, local time: ``22:00-05:00``; None: always."""
+    timezone: str | None = None
+    """An IANA name, such as ``Europe/Oslo``; None: the controller's own."""
+
+
+@dataclass(frozen=True, slots=True)
 class Inventory:
     """What the inventory file says, checked and resolved."""
 
@@ -149,6 +172,8 @@ class Inventory:
     image_service: ImageServiceSettings
     aggregates: Mapping[str, Aggregate] = field(default_factory=dict)
     """Aggregate name -> aggregate, in the file's order."""
+    sites: Mapping[str, Site] = field(default_factory=dict)
+    """Site name -> site, for those that say more than their name."""
 
 
 class Secret:
@@ -246,6 +271,8 @@ class CacheEntry:
     live: bool
     """For staging files: someone is at work on it."""
     manifest: Manifest | None
+    image_id: ImageId | None = None
+    """The image that its name tells, for back ends whose names do."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,11 @@ class SourceKind(StrEnum):
     """Where a host got the bytes."""
 
     SERVICE = "service"
+    """The host downloaded from the image service."""
     PUSH = "push"
+    """The controller sent them through the SSH channel."""
+    RELAY = "relay"
+    """Another host of its site sent them."""
 
 
 @dataclass(frozen=True, slots=True)

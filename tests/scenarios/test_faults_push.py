@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from imgcache.drivers import libvirt_fetch
+from imgcache.drivers import transfer
 from imgcache.errors import ErrorCode
 from imgcache.images.directory import DirectoryImageService
 from imgcache.operations import host_run
@@ -38,7 +38,7 @@ LIAR = Path(__file__).parents[1] / "fakes" / "lying_helper.py"
 def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
     """One host; short pauses and short limits."""
     monkeypatch.setattr(host_run, "FIRST_BACK_OFF_S", 0.01)
-    monkeypatch.setattr(libvirt_fetch, "SILENCE_S", 3.0)
+    monkeypatch.setattr(transfer, "SILENCE_S", 3.0)
     monkeypatch.setattr(conversation, "GOODBYE_TIMEOUT_S", 0.5)
     (tmp_path / "hosts").mkdir()
     with http.HttpServer() as server:
@@ -223,7 +223,7 @@ def test_a_helper_that_hangs_in_a_fetch(rig: Rig, mode: str, policy: str) -> Non
 
 @pytest.mark.row("M7")
 def test_progress_that_does_not_grow_is_a_hang(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(libvirt_fetch, "STANDSTILL_S", 0.5)
+    monkeypatch.setattr(transfer, "STANDSTILL_S", 0.5)
     rig.add(DATA)
     (outcome,) = rig.run(liar(rig, "standstill"))
     assert failed_with(outcome, ErrorCode.HANG)

@@ -210,8 +210,7 @@ class Session:
             elif op == "load":
                 result = load(order)
             else:
-                module = sys.modules["%s.%s" % (_package(), ORDERS[op])]
-                result = getattr(module, "order_" + op)(self, order)
+                result = _find_order(op)(self, order)
         except Failure as failure:
             self.refuse(order, failure)
         except OSError as error:
@@ -250,6 +249,17 @@ def load(order):
     )
     exec(code, module.__dict__)  # noqa: S102 - the controller's own code, sent for this
     return {}
+
+
+def _find_order(op):
+    """Return what works off an order: of the modules above, else of one that a driver brought."""
+    if op in ORDERS:
+        return getattr(sys.modules["%s.%s" % (_package(), ORDERS[op])], "order_" + op)
+    for name in sorted(sys.modules):
+        found = getattr(sys.modules[name], "order_" + op, None)
+        if found and name.startswith(_package() + "."):
+            return found
+    raise Failure("protocol", "no module for the order %s was loaded" % ascii(op)[:40])
 
 
 def _package():

@@ -18,6 +18,13 @@ ROWS = {
     "remove": (256 * 1024, 128),
     "clean": (4 * 1024 * 1024, 4096),
 }
+
+
+def register_rows(op: str, more_bytes: int, more_frames: int) -> None:
+    """Say that a driver's order ``op`` is answered with rows, and what these may take at most."""
+    ROWS[op] = (more_bytes, more_frames)
+
+
 _EVENTS = frozenset({"progress", "ready", "retry", "result", "error"})
 _EVENTS_OF_ROWS = _EVENTS | {"rows"}
 _CODES = frozenset(code.value for code in ErrorCode)
