@@ -10,7 +10,6 @@ a fetch needs is imported there. Python 3.6 syntax, standard library only.
 import _json
 import errno
 import os
-import resource
 import sys
 import time
 import types
@@ -83,6 +82,8 @@ def os_failure(error, what, dir_fd=None):
 
 def user_name(uid=None):
     """Return the name of a user, ourselves by default, or the number when it has none."""
+    if os.name == "nt":
+        return os.environ.get("USERNAME") or os.getlogin()
     import pwd
 
     uid = os.geteuid() if uid is None else uid
@@ -227,7 +228,7 @@ def hello(session, order):
         "python": "%d.%d.%d" % sys.version_info[:3],
         "platform": sys.platform,
         "pid": os.getpid(),
-        "uid": os.getuid(),
+        "uid": 0 if os.name == "nt" else os.getuid(),
         "user": user_name(),
         "time": time.time(),
     }
@@ -292,9 +293,16 @@ def _crash(session, error):
 def main(stdin):
     """Speak with the controller; never returns."""
     os.umask(0o077)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     out_fd = os.dup(1)
     os.dup2(2, 1)
+    if os.name == "nt":
+        import msvcrt
+
+        msvcrt.setmode(out_fd, os.O_BINARY)
+    else:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _make_package()
     session = Session(stdin, out_fd)
     try:

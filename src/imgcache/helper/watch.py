@@ -51,8 +51,9 @@ class Watch:
 
     def start(self):
         """Take over standard input."""
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-            signal.signal(number, lambda *_: self.session.leave(0))
+        for name in ("SIGTERM", "SIGHUP", "SIGINT"):
+            if hasattr(signal, name):  # Windows has no SIGHUP
+                signal.signal(getattr(signal, name), lambda *_: self.session.leave(0))
         for target in (self._read, self._pulse):
             threading.Thread(target=self._guarded, args=(target,), daemon=True).start()
 
@@ -187,15 +188,10 @@ class Watch:
 
     def _wait_for_room(self):
         """Leave the rest in the pipe while the main thread is behind; still notice the controller's end."""
-        poller = select.poll()
-        poller.register(self.session.stdin.fileno(), _POLLRDHUP)
         while self.waiting_bytes > _MAX_WAITING_BYTES:
             self.changed.wait(_PULSE_S)
             self.heard_at = time.monotonic()
-            if any(
-                event & (select.POLLHUP | select.POLLERR | _POLLRDHUP)
-                for _, event in poller.poll(0)
-            ):
+            if _hung_up(self.session.stdin.fileno()):
                 self.session.leave(0)
 
     def _pulse(self):
@@ -235,6 +231,17 @@ class Watch:
                 os.unlink(name, dir_fd=dir_fd)
             except OSError:
                 pass
+
+
+def _hung_up(fd):
+    """Whether the writer of a pipe is gone, while there may be bytes in it; not to be told on Windows."""
+    if not hasattr(select, "poll"):
+        return False
+    poller = select.poll()
+    poller.register(fd, _POLLRDHUP)
+    return any(
+        event & (select.POLLHUP | select.POLLERR | _POLLRDHUP) for _, event in poller.poll(0)
+    )
 
 
 def seal():
