@@ -31,6 +31,8 @@ ORDERS = {
     "pin": "verify",
     "adopt": "verify",
     "prove": "prove",
+    "relay": "relay",
+    "serve": "relay",
 }
 #: Orders that concern a fetch under way; after its end they are late, and dropped.
 LATE = ("again", "stop", "data", "ping")
@@ -148,6 +150,7 @@ class Session:
         self.cache = None
         self.open_failure = None
         self.watch = None  # set by the module ``watch``, which then owns standard input
+        self.relay = None  # set by the order ``relay``: lets other hosts read what is fetched
 
     def send(self, frame):
         """Send one frame, or end when nobody reads any more."""
