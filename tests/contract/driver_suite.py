@@ -97,6 +97,10 @@ class Context:
         self.connections += 1
         return start_conversation(self.transport, self.host, modules)
 
+    def session(self, command: str) -> AbstractAsyncContextManager[Session]:
+        self.connections += 1
+        return self.transport.open(self.host, command)
+
     @asynccontextmanager
     async def alone_on(self, storage_id: str) -> AsyncIterator[None]:
         assert storage_id

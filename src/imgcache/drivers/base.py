@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from imgcache.model import Digest, Host, HostCache, Image, ServiceAccess
     from imgcache.plan import CheckState, OutcomeWord, SourceKind
+    from imgcache.transport.base import Session
     from imgcache.transport.conversation import Conversation
 
 
@@ -157,6 +158,12 @@ class HostContext(Protocol):
 
     def converse(self, modules: Sequence[str]) -> AbstractAsyncContextManager[Conversation]:
         """Connect and start the helper with these of its modules; one connection per host and run."""
+
+    def session(self, command: str) -> AbstractAsyncContextManager[Session]:
+        """Connect and start a command of the driver's own, as the host's login shell reads it.
+
+        For hosts that ``converse`` cannot start the helper on as it is; see ``Transport.open``.
+        """
 
     def alone_on(self, storage_id: str) -> AbstractAsyncContextManager[None]:
         """Wait until no other host of this run works on this storage, lending the place meanwhile."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from imgcache.model import Host, Image
     from imgcache.operations.engine import Engine
+    from imgcache.transport.base import Session
     from imgcache.transport.conversation import Conversation
 
 #: Waits before repetitions: 1 s, 2 s, 4 s … at most this, times a random factor.
@@ -61,6 +62,10 @@ class HostRun:
     def converse(self, modules: Sequence[str]) -> AbstractAsyncContextManager[Conversation]:
         """See ``HostContext``."""
         return start_conversation(self._engine.transport, self.host, modules)
+
+    def session(self, command: str) -> AbstractAsyncContextManager[Session]:
+        """See ``HostContext``."""
+        return self._engine.transport.open(self.host, command)
 
     @asynccontextmanager
     async def alone_on(self, storage_id: str) -> AsyncIterator[None]:

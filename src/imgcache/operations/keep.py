@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from imgcache.model import Host, Image
     from imgcache.operations.host_run import HostRun
     from imgcache.plan import SourceKind
+    from imgcache.transport.base import Session
     from imgcache.transport.conversation import Conversation
 
 _THERE = frozenset({OutcomeWord.CACHED, OutcomeWord.EXISTING})
@@ -119,6 +120,10 @@ class _Holding:
     def converse(self, modules: Sequence[str]) -> AbstractAsyncContextManager[Conversation]:
         """See ``HostContext``."""
         return self._inner.converse(modules)
+
+    def session(self, command: str) -> AbstractAsyncContextManager[Session]:
+        """See ``HostContext``."""
+        return self._inner.session(command)
 
     def alone_on(self, storage_id: str) -> AbstractAsyncContextManager[None]:
         """See ``HostContext``."""
