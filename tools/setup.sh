@@ -28,6 +28,7 @@ BENCH_NEEDS='
 clush:clustershell
 parallel-ssh:pssh
 curl:curl
+aria2c:aria2
 '
 
 main() {

@@ -230,6 +230,8 @@ class GlanceOptions:
     web_port: int = 80
     """The loopback port at which images of the http store may be."""
     policy: Mapping[str, str] = field(default_factory=dict)
+    address: str = "127.0.0.1"
+    """What it listens on; another than loopback only in a network namespace of the caller's."""
 
 
 def _glance_conf(
@@ -290,7 +292,7 @@ project_domain_id = default
 
 
 def _wsgi_argv(venv: Path, options: GlanceOptions, port: int, module: str) -> list[str]:
-    address = f"127.0.0.1:{port}"
+    address = f"{options.address}:{port}"
     if options.wsgi == "gunicorn":
         return [
             str(venv / "bin" / "gunicorn"),
