@@ -35,8 +35,10 @@ def draw(
         parts.append(f'<path d="M{_LEFT} {at:.1f}H{_WIDTH - 20}" stroke="#ddd"/>')
         parts.append(f'<text x="8" y="{at + 4:.1f}">{int(size * share) >> 20}</text>')
     step = max(1, round(limit / 8))
-    for second in range(0, int(limit) + 1, step):
-        parts.append(f'<text x="{x(second):.1f}" y="{_HEIGHT - 18}">{second}</text>')
+    parts.extend(
+        f'<text x="{x(second):.1f}" y="{_HEIGHT - 18}">{second}</text>'
+        for second in range(0, int(limit) + 1, step)
+    )
     parts.append(
         f'<path d="M{x(alone_s):.1f} {_TOP}V{_HEIGHT - _BOTTOM}" stroke="#888" stroke-dasharray="4"/>'
         f'<text x="{x(alone_s) - 4:.1f}" y="{_HEIGHT - _BOTTOM - 6}" text-anchor="end">one host alone</text>'

@@ -4,12 +4,13 @@
     with open_site(folder, hosts=8, mbit=200) as site:
         site.run(["precache", …])
 
-Each host has two interfaces: ``mgmt`` (10.78.0.0/16, as fast as it goes) for SSH, and ``data`` (10.77.0.0/16, shaped by
-``tc`` in both directions) for images. Glance's own interface, ``wan0``, is shaped in the same way.
+Each host has two interfaces: ``mgmt`` (10.78.0.0/16, as fast as it goes) for SSH, and ``data`` (10.77.0.0/16,
+shaped by ``tc`` in both directions) for images. Glance's own interface, ``wan0``, is shaped in the same way.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -139,7 +140,8 @@ class Site:
         port = self.glance.url.rpartition(":")[2]
         path = self.folder / "inventory.yaml"
         path.write_text(
-            f"image_service: {{endpoint: {self.glance.url}, host_endpoint: 'http://{GLANCE_ADDRESS}:{port}'}}\n"
+            f"image_service: {{endpoint: {self.glance.url}, "
+            f"host_endpoint: 'http://{GLANCE_ADDRESS}:{port}'}}\n"
             f"defaults: {{user: root, ssh_key: {self.folder}/user_key, known_hosts: {self.folder}/known_hosts, "
             f"reserve: 0, images_type: qcow2, force_raw_images: true{self.settings}}}\n{self.more}"
             f"aggregates:\n  all:\n    site: bench\n    hosts:\n{lines}"
@@ -173,8 +175,6 @@ class Site:
 
     def check_cached(self, numbers: Sequence[int], image_id: str, value: str) -> None:
         """Fail unless each of these hosts has the image's very bytes."""
-        import hashlib
-
         base = hashlib.sha1(image_id.encode()).hexdigest()
         for number in numbers:
             path = self.instances(number) / "_base" / base

@@ -6,6 +6,7 @@ import hashlib
 import shutil
 import socket
 import struct
+import subprocess
 import threading
 import time
 import urllib.parse
@@ -16,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from _site import GLANCE_ADDRESS, Site
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -92,8 +92,6 @@ def _end(child: subprocess.Popen[Any]) -> None:
 
 def bittorrent_s(site: Site, image: Path, value: str) -> float:
     """Return how long aria2 takes until every host has the image; the seed is ready beforehand."""
-    import subprocess
-
     with ExitStack() as stack:
         torrent = make_torrent(image, stack.enter_context(_tracker()))
         seed = subprocess.Popen(

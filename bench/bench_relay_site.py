@@ -1,8 +1,8 @@
 """Bench (f): one image to all hosts of a site, host to host, over links of a given rate.
 
-Every host is a network namespace with its own sshd; `tc` limits each host's link, and Glance's, to the same rate.
-Prints, side by side from one run: the time until all have the image against one host alone, the bytes that left
-Glance's interface, BitTorrent (aria2) with the same bytes, and a host that vanishes in the middle. With
+Every host is a network namespace with its own sshd; `tc` limits each host's link, and Glance's, to the same
+rate. Prints, side by side from one run: the time until all have the image against one host alone, the bytes
+that left Glance's interface, BitTorrent (aria2) with the same bytes, and a host that vanishes in the middle. With
 `--plot FILE` it draws what each host had at what time.
 
     python bench/bench_relay_site.py [--rounds 3] [--only hosts8,hosts32,torrent,lost] [--plot docs/relay.svg]
@@ -70,7 +70,8 @@ def one_run(
     elapsed, result, code = site.run(numbers, ["precache", "--all", *options, image_id])
     sent = site.sent_bytes() - before
     bad = [item for item in result["outcomes"] if item["outcome"] != "cached"]
-    assert code == 0 and not bad, bad
+    assert not bad, bad
+    assert code == 0
     site.check_cached(numbers, image_id, value)
     size = site.glance.stored(image_id).stat().st_size
     return elapsed, sent / size
@@ -159,7 +160,7 @@ def lost_host(site: Site, mib: int, rounds: int) -> None:
             pairs.append((undisturbed, last_end_s(site, mib, middle, how)))
         ratio = statistics.median(b / a for a, b in pairs)
         print(
-            f"  one of {site.hosts} {how} at 40 %: the others end in {ratio:.2f} × (target 1.3)",
+            f"  one of {site.hosts} {how} at 40 %: the others end in {ratio:.2f} x (target 1.3)",
             flush=True,
         )
 
