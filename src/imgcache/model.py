@@ -206,6 +206,19 @@ class ServiceAccess:
     """Do not check the certificate; only by the operator's explicit choice."""
 
 
+@dataclass(frozen=True, slots=True)
+class ApiAnswer:
+    """What a node of a service answered to one request; whatever its status, but see ``NodeApi``."""
+
+    status: int
+    headers: Mapping[str, str]
+    """Names in any case."""
+    body: bytes
+    """Empty for an error."""
+    detail: str = ""
+    """What an error's body says and the request's id, as one safe line that goes on a sentence."""
+
+
 class EntryKind(StrEnum):
     """What a file in a cache is, by the shape of its name.
 

@@ -12,11 +12,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Protocol
 
+from imgcache.errors import ImageServiceError
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
-    from imgcache.model import Image, ImageId, Secret, ServiceAccess
+    from imgcache.model import ApiAnswer, Image, ImageId, Secret, ServiceAccess
 
 
 class HostAccess(Protocol):
@@ -35,6 +37,29 @@ class HostAccess(Protocol):
         Raises:
             AuthenticationError: no token can be had any more.
             ImageServiceUnreachableError: Keystone does not answer.
+        """
+
+
+class ServiceNode(Protocol):
+    """One server of an image service, at its own URL, asked as the operator."""
+
+    url: str
+    """Without version and trailing slash."""
+
+    def request(
+        self, method: str, path: str, *, headers: Mapping[str, str] | None = None
+    ) -> ApiAnswer:
+        """Make one request without a body; repeated while the fault may pass. Follows no redirect.
+
+        Raises:
+            AuthenticationError, ImageServiceUnreachableError, ImageServiceError: no answer to use.
+        """
+
+    def read(self, path: str) -> AbstractContextManager[Iterator[bytes]]:
+        """Open a file, in blocks; the end of the stream proves nothing.
+
+        Raises:
+            ImageServiceError: or a subclass, for any status but 200, or while reading.
         """
 
 
@@ -104,6 +129,16 @@ class ImageService(ABC):
     def access_without_token(self) -> ServiceAccess | None:
         """Return where hosts reach the service, for `imgcache check`; None when they do not need to."""
         return None
+
+    def node(self, endpoint: str) -> ServiceNode:
+        """Return the node at this URL; asks nothing of the network yet.
+
+        Raises:
+            ImageServiceError: the service has no such nodes, or it is no URL.
+        """
+        message = f"{self.describe()} has no nodes that could be asked"
+        hint = "hosts that are nodes of Glance need image_service: {kind: glance} in the inventory"
+        raise ImageServiceError(message, hint=hint)
 
     def close(self) -> None:  # noqa: B027 - most have nothing to close
         """End all connections; idempotent."""

@@ -14,6 +14,7 @@ from imgcache.errors import ImageProblemsError, ImageServiceError, Problem
 from imgcache.images.base import ImageService
 from imgcache.images.client import ServiceClient, answer_detail, error_from, request_id
 from imgcache.images.cloud import service_root
+from imgcache.images.node import GlanceNode
 from imgcache.images.records import image_from_record, is_image_id
 from imgcache.model import Image, ImageId, ServiceAccess
 from imgcache.text import printable
@@ -293,6 +294,10 @@ class GlanceImageService(ImageService):
         cloud = self._cloud
         url = service_root(self._host_url())
         return ServiceAccess(url=url, token=None, ca_pem=cloud.ca_pem, insecure=cloud.insecure)
+
+    def node(self, endpoint: str) -> GlanceNode:
+        """See ``ImageService.node``."""
+        return GlanceNode(self._cloud.session, endpoint)
 
     def _host_url(self) -> str:
         return self._host_endpoint or self._cloud.image_endpoint(self._host_interface)
