@@ -8,7 +8,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 # Test processes at work at once.
 WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+export WORKERS
 
 help:  ## list what can be made
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1\t\2/p' Makefile | expand -t 12
@@ -23,10 +23,10 @@ demo: setup-run  ## show the main job on three hosts that exist only for the dem
 	@$(BIN)/python demo/run.py
 
 test: setup binary check  ## check everything and run the tests
-	@$(PYTEST)
+	@tools/run_tests.sh
 
 test-long: setup binary check  ## the same with the slow tests
-	@$(PYTEST) -m "long or not long"
+	@tools/run_tests.sh -m "long or not long"
 
 check: lint  ## lint, types and floors
 	@$(BIN)/mypy

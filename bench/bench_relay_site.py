@@ -2,8 +2,8 @@
 
 Every host is a network namespace with its own sshd; `tc` limits each host's link, and Glance's, to the same
 rate. Prints, side by side from one run: the time until all have the image against one host alone, the bytes
-that left Glance's interface, BitTorrent (aria2) with the same bytes, and a host that vanishes in the middle. With
-`--plot FILE` it draws what each host had at what time.
+that left Glance's interface, BitTorrent (aria2) with the same bytes, and a host that vanishes in the middle.
+With `--plot FILE` it draws what each host had at what time.
 
     python bench/bench_relay_site.py [--rounds 3] [--only hosts8,hosts32,torrent,lost] [--plot docs/relay.svg]
 """

@@ -9,7 +9,7 @@ import pytest
 
 # Fixtures that several folders share live in tests/servers/*_fixtures.py.
 _shared = sorted(path.stem for path in Path(__file__).parent.glob("servers/*_fixtures.py"))
-pytest_plugins = ["settled", *(f"servers.{name}" for name in _shared)]
+pytest_plugins = ["settled", "failed", *(f"servers.{name}" for name in _shared)]
 
 # What a user's or a CI system's environment may hold that would change what the program does.
 _DROPPED_PREFIXES = ("OS_", "IMGCACHE_", "XDG_", "PYTEST_ADDOPTS", "CLUSTERSHELL_")
