@@ -21,7 +21,6 @@ FLOOR_TEXT = f"{HARD_FLOOR_S / 3600:.0f}h"
 #: Kinds that no plan ever takes.
 NEVER_TAKEN = frozenset({EntryKind.FOREIGN, EntryKind.STAGING})
 _TEMPLATES = frozenset({EntryKind.SWAP, EntryKind.EPHEMERAL})
-_BASE_NAME_LENGTH = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +137,14 @@ def is_pinned(entry: CacheEntry) -> bool:
 
 
 def base_of(entry: CacheEntry) -> str | None:
-    """Return the base file name that an original is, or a resized copy was made of; else None."""
-    if entry.kind in {EntryKind.ORIGINAL, EntryKind.RESIZED}:
-        return entry.name[:_BASE_NAME_LENGTH]
-    return None
+    """Return the name of the image's entry that an original is, or a resized copy was made of; else None.
+
+    It is what ``Driver.entry_name`` returns for the image.
+    """
+    if entry.kind not in {EntryKind.ORIGINAL, EntryKind.RESIZED}:
+        return None
+    own_name = entry.name if entry.kind is EntryKind.ORIGINAL else None
+    return entry.base or entry.image_id or own_name
 
 
 def age_text(seconds: float) -> str:

@@ -286,18 +286,23 @@ class CacheEntry:
     manifest: Manifest | None
     image_id: ImageId | None = None
     """The image that its name tells, for back ends whose names do."""
+    base: str | None = None
+    """What ``Driver.entry_name`` calls the image that it is, or was made of.
+
+    None: its ``image_id``, or of an original its own name.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class CachePolicy:
-    """What the host's own nova.conf says about the life of its cache."""
+    """What the host's own nova.conf says about the life of its cache; or its driver, where none does."""
 
     remove_unused: bool
     original_min_age_s: float
     resized_min_age_s: float
     reserved_host_disk_mb: int
     reserves_cache: bool
-    """``[workarounds] reserve_disk_resource_for_image_cache``."""
+    """``[workarounds] reserve_disk_resource_for_image_cache``; also where nothing has to be reserved."""
     manager_interval_s: int
     """-1: Nova's cache manager never runs."""
 

@@ -10,6 +10,7 @@ import pytest
 
 from contract.driver_suite import Bench, Context, DriverSuite, Stock, raised_by
 from imgcache.drivers.base import Driver, UnsupportedError
+from imgcache.drivers.capabilities import supports
 from imgcache.drivers.libvirt import LibvirtDriver
 from imgcache.drivers.registry import DRIVERS
 from imgcache.model import Host, HostSettings
@@ -95,7 +96,7 @@ def test_a_driver_is_unsupported_until_it_says_otherwise(driver: Driver) -> None
         error = raised_by(work)
         assert isinstance(error, UnsupportedError)
         assert driver.name in error.message
-    assert not driver.capabilities.precache
+    assert not supports(driver, "precache")
     assert context.connections == 0
     assert context.outcomes == {}
 

@@ -62,6 +62,7 @@ def entry(name: str = "a" * 40, kind: EntryKind = EntryKind.ORIGINAL, **given: A
         "used_by": (),
         "live": False,
         "manifest": manifest(),
+        "base": name[:40] if kind is EntryKind.RESIZED else None,
         **given,
     }
     return CacheEntry(name=name, kind=kind, **values)

@@ -19,19 +19,10 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
-    from imgcache.model import Digest, Host, HostCache, Image, ServiceAccess
+    from imgcache.model import Digest, Host, HostCache, Image, ImageId, ServiceAccess
     from imgcache.plan import CheckState, OutcomeWord, SourceKind
     from imgcache.transport.base import Session
     from imgcache.transport.conversation import Conversation
-
-
-@dataclass(frozen=True, slots=True)
-class DriverCapabilities:
-    """What a driver can do; shown to operators."""
-
-    precache: bool = False
-    life: bool = False
-    """List, prune, verify, pin: everything about entries that are there."""
 
 
 class RemovalState(StrEnum):
@@ -101,6 +92,7 @@ class Verdict:
     """What a host found when it hashed one entry again."""
 
     base_name: str
+    """The entry's, as asked for."""
     state: VerdictState
     code: ErrorCode | None = None
     reason: str | None = None
@@ -202,10 +194,30 @@ class HostContext(Protocol):
 
 
 class Driver(ABC):
-    """One virtualisation back end. Stateless: one object serves all hosts of a run."""
+    """One virtualisation back end. Stateless: one object serves all hosts of a run.
+
+    What a driver can do is told by which of these methods it overrides: see ``drivers.capabilities``. A
+    method that it leaves as it is raises ``UnsupportedError``.
+    """
 
     name: ClassVar[str]
-    capabilities: ClassVar[DriverCapabilities] = DriverCapabilities()
+    """As the inventory says it: lower-case letters, digits and hyphens."""
+    unsupported: ClassVar[Mapping[str, str]] = {}
+    """Method -> why this back end cannot, in a sentence without its full stop, for those left as they are."""
+    needs_service: ClassVar[bool] = False
+    """Whether it asks ``HostContext`` for the image service, in commands about what is cached, too."""
+    helper_package: ClassVar[str | None] = None
+    """The package with the modules it sends to hosts (``toy_driver.helper``); None: imgcache's own."""
+
+    def entry_name(self, image_id: ImageId) -> str:
+        """Return the name that an image's entry has in this back end's cache: its id, unless overridden."""
+        return image_id
+
+    def helper_modules(self, *names: str) -> tuple[str, ...]:
+        """Return modules of ``helper_package`` as ``HostContext.converse`` takes them."""
+        if self.helper_package is None:
+            return names
+        return tuple(f"{self.helper_package}:{name}" for name in names)
 
     async def precache(self, context: HostContext, images: Sequence[Image]) -> None:
         """Put images into the host's cache, in the order given, or renew those that are there.
@@ -220,8 +232,7 @@ class Driver(ABC):
             UnsupportedError: this back end cannot; the engine reports ``unsupported`` and warns.
             HostError: see ``HostContext.converse``.
         """
-        message = f"the driver {self.name} cannot pre-cache images"
-        raise UnsupportedError(ErrorCode.DRIVER, message)
+        self._cannot("precache", "pre-cache images")
 
     async def check(
         self, context: HostContext, service: ServiceAccess | None
@@ -235,8 +246,7 @@ class Driver(ABC):
             UnsupportedError: this back end cannot be pre-cached at all.
             HostError: see ``HostContext.converse``.
         """
-        message = f"the driver {self.name} cannot pre-cache images"
-        raise UnsupportedError(ErrorCode.DRIVER, message)
+        self._cannot("check", "pre-cache images")
 
     # ------------------------------------------------------------- the life of what is in the cache
 
@@ -252,7 +262,7 @@ class Driver(ABC):
             UnsupportedError: this back end has no cache of files.
             HostError: see ``HostContext.converse``.
         """
-        self._no_life()
+        self._cannot("inspect", "tell what is in a cache")
 
     async def remove(
         self,
@@ -265,7 +275,7 @@ class Driver(ABC):
         Raises:
             UnsupportedError, HostError: as ``inspect``; items without a row may be gone or not.
         """
-        self._no_life()
+        self._cannot("remove", "remove entries of a cache")
 
     async def clean(
         self, context: HostContext, stall_age_s: float, on_row: Callable[[RemovalRow], None]
@@ -274,7 +284,7 @@ class Driver(ABC):
 
         In a dry run (``context.dry_run``) the rows say what would be done.
         """
-        self._no_life()
+        self._cannot("clean", "clean a cache")
 
     async def verify(
         self,
@@ -296,7 +306,7 @@ class Driver(ABC):
             on_verdict: gets each entry's verdict as it is found.
             on_progress: gets base name, bytes done, bytes in total.
         """
-        self._no_life()
+        self._cannot("verify", "verify cached images")
 
     async def prove(
         self,
@@ -317,7 +327,7 @@ class Driver(ABC):
             bytes_per_s: the most to read per second while hashing; None: as fast as it goes.
             on_verdict: gets each entry's verdict as it is found.
         """
-        self._no_life()
+        self._cannot("prove", "prove what an entry is")
 
     async def pin(
         self,
@@ -332,7 +342,7 @@ class Driver(ABC):
 
         ``extend``: a pin that ends later stays as it is.
         """
-        self._no_life()
+        self._cannot("pin", "pin cached images")
 
     async def renew(
         self,
@@ -341,8 +351,8 @@ class Driver(ABC):
         on_row: Callable[[NoteRow], None],
     ) -> None:
         """Set the times of entries to now: (base name, size in bytes that it must have) each."""
-        self._no_life()
+        self._cannot("renew", "renew the age of cached images")
 
-    def _no_life(self) -> NoReturn:
-        message = f"the driver {self.name} cannot look into image caches"
-        raise UnsupportedError(ErrorCode.DRIVER, message)
+    def _cannot(self, method: str, what: str) -> NoReturn:
+        reason = self.unsupported.get(method, f"the driver {self.name} cannot {what}")
+        raise UnsupportedError(ErrorCode.DRIVER, reason)

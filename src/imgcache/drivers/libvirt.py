@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from imgcache.drivers import libvirt_life, libvirt_prove
-from imgcache.drivers.base import Driver, DriverCapabilities, UnsupportedError
+from imgcache.drivers.base import Driver, UnsupportedError
 from imgcache.drivers.libvirt_life import settings_for_helper
 from imgcache.drivers.transfer import fetch_image
 from imgcache.errors import ErrorCode, HostError
-from imgcache.model import RAW_DISK_FORMATS
+from imgcache.model import RAW_DISK_FORMATS, base_file_name
 from imgcache.plan import CheckState, OutcomeWord, SourceKind
 from imgcache.transport.conversation import OrderError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from imgcache.drivers.base import HostContext, NoteRow, RemovalItem, RemovalRow, Verdict
-    from imgcache.model import HostCache, Image, ServiceAccess
+    from imgcache.model import HostCache, Image, ImageId, ServiceAccess
     from imgcache.transport.conversation import Conversation, Message, Order
 
 #: What a host that has everything needs; a host that lacks something gets the others as well.
@@ -73,7 +73,10 @@ class LibvirtDriver(Driver):
     """See ``Driver``. All images go through one connection and one helper."""
 
     name = "libvirt"
-    capabilities = DriverCapabilities(precache=True, life=True)
+
+    def entry_name(self, image_id: ImageId) -> str:
+        """See ``Driver.entry_name``."""
+        return base_file_name(image_id)
 
     async def precache(self, context: HostContext, images: Sequence[Image]) -> None:
         """See ``Driver.precache``.

@@ -42,6 +42,8 @@ _NAMES = {
     EntryKind.SWAP: re.compile(r"swap_[0-9]{1,30}", re.ASCII),
     EntryKind.EPHEMERAL: re.compile(r"ephemeral_[0-9]{1,30}_[0-9A-Za-z_.-]{7}", re.ASCII),
 }
+#: Length of the part that tells the image. Source: nova ``imagecache.py``, ``get_cache_fname``.
+_BASE_LENGTH = 40
 _ALGO = re.compile(r"[a-z0-9_]{2,20}", re.ASCII)
 _HEX = re.compile(r"[0-9a-f]{8,256}", re.ASCII)
 _UUID = re.compile(r"[0-9a-fA-F-]{36}", re.ASCII)
@@ -88,6 +90,7 @@ def entry_from(row: Fields) -> CacheEntry:
         used_by=tuple(row.get_strings("used_by", limit=200, most=3)),
         live=row.get_bool("live"),
         manifest=_manifest_from(manifest) if manifest else None,
+        base=intern(name[:_BASE_LENGTH]) if kind is EntryKind.RESIZED else None,
     )
 
 
