@@ -143,7 +143,8 @@ class Site:
             f"image_service: {{endpoint: {self.glance.url}, "
             f"host_endpoint: 'http://{GLANCE_ADDRESS}:{port}'}}\n"
             f"defaults: {{user: root, ssh_key: {self.folder}/user_key, "
-            f"known_hosts: {self.folder}/known_hosts, reserve: 0, images_type: qcow2, force_raw_images: true{self.settings}}}\n{self.more}"
+            f"known_hosts: {self.folder}/known_hosts, reserve: 0, images_type: qcow2, "
+            f"force_raw_images: true{self.settings}}}\n{self.more}"
             f"aggregates:\n  all:\n    site: bench\n    hosts:\n{lines}"
         )
         return path
