@@ -11,6 +11,7 @@ from imgcache.commands._values import (
     parse_age,
     parse_ceiling,
     parse_duration,
+    parse_link_rate,
     parse_moment,
     parse_rate,
     parse_room,
@@ -23,11 +24,21 @@ from imgcache.ui.formats import Format
 
 
 class Source(StrEnum):
-    """Where hosts get the bytes."""
+    """Where single hosts get the bytes."""
 
     AUTO = "auto"
     SERVICE = "service"
     PUSH = "push"
+
+
+class FleetSource(StrEnum):
+    """Where many hosts get the bytes."""
+
+    AUTO = "auto"
+    SERVICE = "service"
+    PUSH = "push"
+    RELAY = "relay"
+    PUSH_RELAY = "push-relay"
 
 
 SourceOption = Annotated[
@@ -35,6 +46,34 @@ SourceOption = Annotated[
     typer.Option(
         "--source",
         help="Hosts download from the image service themselves, or imgcache pushes the bytes over SSH.",
+    ),
+]
+FleetSourceOption = Annotated[
+    FleetSource,
+    typer.Option(
+        "--source",
+        help="All hosts download from the image service, or imgcache pushes the bytes over SSH, or only the "
+        "--seeds of each site do the one (relay) or get the other (push-relay) and hosts read from each other. "
+        "auto: relay where two or more hosts of a site lack an image.",
+    ),
+]
+Seeds = Annotated[
+    int,
+    typer.Option(
+        "--seeds",
+        min=1,
+        max=1000,
+        metavar="N",
+        help="With relay: hosts per site that get the bytes from outside.",
+    ),
+]
+FetchRateLimit = Annotated[
+    int | None,
+    typer.Option(
+        "--rate-limit",
+        parser=parse_link_rate,
+        metavar="RATE",
+        help="No host takes more per second from outside its site, such as 50M (bytes) or 100Mbit/s.",
     ),
 ]
 

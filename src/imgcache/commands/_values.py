@@ -84,6 +84,17 @@ def parse_rate(value: str) -> int:
     return rate
 
 
+def parse_link_rate(value: str) -> int:
+    """Return the bytes per second of ``50M``, ``50MB/s``, ``48MiB/s`` (bytes) or ``100Mbit/s`` (bits)."""
+    from imgcache.config.rates import bytes_per_s  # noqa: PLC0415 - only for who gives one
+
+    try:
+        return bytes_per_s(value)
+    except ValueError as exc:
+        message = f"{value!r} {exc}"
+        raise typer.BadParameter(message) from exc
+
+
 def parse_share(value: str) -> float:
     """Return ``80%`` as 0.8; above 0 and at most 1."""
     share = _share(value)

@@ -184,6 +184,15 @@ class HostContext(Protocol):
     def notice(self, message: str, *, hint: str | None = None) -> None:
         """Tell the operator something about this host that is not an outcome."""
 
+    def lend_place(self) -> AbstractAsyncContextManager[None]:
+        """Lend this host's place to another one while it only waits; leaving waits for a place."""
+
+    def must_stop(self) -> HostError | None:
+        """Return why no more bytes may be moved now (a window closed, the deadline), if so.
+
+        Whoever moves bytes asks at least every few seconds, stops cleanly, and raises or reports it.
+        """
+
     async def back_off(
         self, image: Image | None, attempt: int, reason: str, after_s: float | None
     ) -> None:

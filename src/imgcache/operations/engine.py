@@ -14,6 +14,7 @@ from imgcache.drivers.base import UnsupportedError
 from imgcache.errors import ContactLostError, ErrorCode, HostError
 from imgcache.events import HostEnded, HostStarted, Notice
 from imgcache.operations.host_run import HostRun
+from imgcache.operations.places import Places
 from imgcache.plan import OutcomeWord
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Engine:
         self.sink = sink
         self.interrupt = interrupt
         self.dry_run = dry_run
-        self.places = asyncio.Semaphore(limits.concurrency)
+        self.places = Places(limits.concurrency)
         self.storages: dict[str, asyncio.Lock] = {}
         """Storage that hosts share -> held by the one at work there."""
         self.failures: dict[str, HostFailure] = {}
@@ -107,17 +108,14 @@ class Engine:
 
     async def _take_place(self) -> bool:
         """Wait for a free place; False when the run is interrupted first."""
-        if not self.interrupt.is_set() and not self.places.locked():
-            await self.places.acquire()
-            return True
-        acquire = asyncio.ensure_future(self.places.acquire())
+        acquire = asyncio.ensure_future(self.places.begin())
         interrupted = asyncio.ensure_future(self.interrupt.wait())
         try:
             await asyncio.wait((acquire, interrupted), return_when=asyncio.FIRST_COMPLETED)
             if not self.interrupt.is_set():
                 return True
             if acquire.done():
-                self.places.release()
+                self.places.end()
             return False
         finally:
             acquire.cancel()
@@ -146,8 +144,7 @@ class Engine:
             run.give_up_interrupted()
             raise
         finally:
-            if run.has_place:
-                self.places.release()
+            self.places.end()
             self.sink.emit(HostEnded(run.host.name, failed=run.has_failed()))
 
     async def _repeat(self, run: HostRun, work: HostWork) -> None:

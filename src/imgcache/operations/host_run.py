@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from contextlib import AbstractAsyncContextManager
 
+    from imgcache.errors import HostError
     from imgcache.model import Host, Image
     from imgcache.operations.engine import Engine
     from imgcache.transport.base import Session
@@ -82,15 +83,37 @@ class HostRun:
 
     async def _acquire_elsewhere(self, lock: asyncio.Lock) -> None:
         """Wait for a lock without this host's place; get the place back."""
-        self._engine.places.release()
-        self.has_place = False
-        await lock.acquire()
+        acquired = False
         try:
-            await self._engine.places.acquire()
+            async with self.lend_place():
+                acquired = await lock.acquire()
         except BaseException:
-            lock.release()
+            if acquired:
+                lock.release()
             raise
-        self.has_place = True
+
+    @asynccontextmanager
+    async def lend_place(self) -> AsyncIterator[None]:
+        """See ``HostContext``; may be nested. Whatever happens, the host has its place again afterwards."""
+        places = self._engine.places
+        if not self.has_place:
+            yield
+            return
+        places.lend()
+        self.has_place = False
+        try:
+            yield
+            await places.take_back()
+        except BaseException:
+            # It is about to end, or to try something else: neither is worth another wait.
+            places.take_back_now()
+            raise
+        finally:
+            self.has_place = True
+
+    def must_stop(self) -> HostError | None:
+        """See ``HostContext``."""
+        return None
 
     def begin(self, image: Image) -> None:
         """See ``HostContext``."""
@@ -144,11 +167,8 @@ class HostRun:
         delay = back_off_delay(attempt, after_s)
         image_id = image.id if image else None
         self._engine.sink.emit(ItemRetry(self.host.name, image_id, attempt, delay, reason))
-        self._engine.places.release()
-        self.has_place = False
-        await asyncio.sleep(delay)
-        await self._engine.places.acquire()
-        self.has_place = True
+        async with self.lend_place():
+            await asyncio.sleep(delay)
 
     def unreported(self) -> list[Image]:
         """Return the images without an outcome, in the order given."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from imgcache.drivers.base import Sources
+    from imgcache.errors import HostError
     from imgcache.model import Host, Image
     from imgcache.operations.host_run import HostRun
     from imgcache.plan import SourceKind
@@ -128,6 +129,14 @@ class _Holding:
     def alone_on(self, storage_id: str) -> AbstractAsyncContextManager[None]:
         """See ``HostContext``."""
         return self._inner.alone_on(storage_id)
+
+    def lend_place(self) -> AbstractAsyncContextManager[None]:
+        """See ``HostContext``."""
+        return self._inner.lend_place()
+
+    def must_stop(self) -> HostError | None:
+        """See ``HostContext``."""
+        return self._inner.must_stop()
 
     def begin(self, image: Image) -> None:
         """See ``HostContext``."""

@@ -35,6 +35,10 @@ class PrecacheRequest(FleetRequest):
     names: tuple[str, ...]
     """Image ids and names, as given."""
     source: SourcePolicy = "auto"
+    seeds: int = 1
+    """With relay: hosts per site that get an image's bytes from outside."""
+    rate_limit: int | None = None
+    """Bytes per second that one host may take from outside its site."""
     keep_for_s: float | None = None
     """Pin what is cached, or was there already, for so long; None: do not pin."""
 

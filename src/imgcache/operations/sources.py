@@ -23,7 +23,7 @@ T = TypeVar("T")
 #: How long the end of a push waits for a read under way. A service that has fallen silent is left to a
 #: thread that nobody waits for, so that an interrupted run ends in time.
 LEAVE_READ_S = 3.0
-SourcePolicy = Literal["auto", "service", "push"]
+SourcePolicy = Literal["auto", "service", "push", "relay", "push-relay"]
 
 
 def source_kinds(policy: SourcePolicy, service: ImageService) -> tuple[SourceKind, ...]:
@@ -32,10 +32,10 @@ def source_kinds(policy: SourcePolicy, service: ImageService) -> tuple[SourceKin
     Raises:
         UsageError: hosts cannot download from this image service, but are told to.
     """
-    if policy == "push" or (policy == "auto" and not service.serves_hosts):
+    if policy in {"push", "push-relay"} or (policy == "auto" and not service.serves_hosts):
         return (SourceKind.PUSH,)
     if not service.serves_hosts:
-        message = f"--source service: hosts cannot download from {service.describe()}"
+        message = f"--source {policy}: hosts cannot download from {service.describe()}"
         raise UsageError(message, hint="leave --source out, or say --source push")
     if policy == "service":
         return (SourceKind.SERVICE,)
