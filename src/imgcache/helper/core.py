@@ -35,7 +35,7 @@ ORDERS = {
     "serve": "relay",
 }
 #: Orders that concern a fetch under way; after its end they are late, and dropped.
-LATE = ("again", "stop", "data", "ping")
+LATE = ("again", "stop", "switch", "rate", "data", "ping")
 
 _CODES = {
     errno.ENOENT: "nopath",

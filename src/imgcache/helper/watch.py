@@ -26,6 +26,10 @@ _POLLRDHUP = 0x2000
 _PR_SET_DUMPABLE = 4
 
 
+class Switched(Exception):
+    """The controller wants the present source left."""
+
+
 class Watch:
     """The threads' shared state. Everything below is guarded by ``changed``, save ``send``."""
 
@@ -37,6 +41,8 @@ class Watch:
         self.waiting_bytes = 0
         self.fetch_id = None
         self.stopped = set()
+        self.switched = set()
+        self.rates = {}
         self.on_stop = None
         self.give_up_at = None
         self.ended = False
@@ -106,6 +112,8 @@ class Watch:
             self.answers.clear()
             self.waiting_bytes = 0
             self.stopped.discard(self.fetch_id)
+            self.switched.discard(self.fetch_id)
+            self.rates.pop(self.fetch_id, None)
             self.fetch_id = -1 - abs(self.fetch_id)
             self.changed.notify_all()
 
@@ -114,11 +122,28 @@ class Watch:
         if self.fetch_id in self.stopped:
             raise core.Failure("interrupted", "stopped by the controller")
 
+    def check_source(self):
+        """As ``check``; raise ``Switched`` when the present source is to be left."""
+        self.check()
+        if self.fetch_id in self.switched:
+            raise Switched
+
+    def rate(self, default):
+        """Return what the fetch may take in bytes/s, None: all; ``default``: what its order said."""
+        return self.rates.get(self.fetch_id, default)
+
+    def wait(self, seconds):
+        """Wait, less long when a frame comes in; raise what ``check_source`` does."""
+        with self.changed:
+            self.check_source()
+            self.changed.wait(seconds)
+        self.check_source()
+
     def call_on_stop(self, callback):
-        """Have ``callback`` called, in another thread, when ``stop`` comes: to end a wait."""
+        """Have ``callback`` called, in another thread, when ``stop`` or ``switch`` comes: to end a wait."""
         with self.changed:
             self.on_stop = callback
-        self.check()
+        self.check_source()
 
     def give_up_in(self, seconds):
         """Have the callback for ``stop`` called after so many seconds as well; None: no more."""
@@ -134,13 +159,15 @@ class Watch:
 
         Raises:
             Failure: ``interrupted``.
+            Switched: only without ``pause``.
         """
+        check = self.check if pause else self.check_source
         with self.changed:
             self.paused = pause
             while not self.answers:
-                self.check()
+                check()
                 self.changed.wait()
-            self.check()
+            check()
             self.paused = False
             answer = self.answers.popleft()
             self.waiting_bytes -= len(answer.get("raw", b""))
@@ -150,6 +177,23 @@ class Watch:
     def tell(self, phase, done, total):
         """Note how far the fetch is."""
         self.progress = (phase, done, total)
+
+    def announce(self, phase, done, total):
+        """Tell how far the fetch is at once: others may wait for the news."""
+        self.progress = (phase, done, total)
+        self._send_progress(self.progress)
+
+    def _send_progress(self, progress):
+        phase, done, total = progress
+        self.send(
+            {
+                "id": self.fetch_id,
+                "event": "progress",
+                "phase": phase,
+                "done": done,
+                "total": max(done, total),
+            }
+        )
 
     # ---- the threads
 
@@ -179,7 +223,17 @@ class Watch:
             self.stopped.add(frame["id"])
             if frame["id"] == self.fetch_id and self.on_stop:
                 self.on_stop()
+        elif op == "switch":
+            self.switched.add(frame["id"])
+            if frame["id"] == self.fetch_id and self.on_stop:
+                self.on_stop()
+        elif op == "rate":
+            self.rates[frame["id"]] = frame["rate"]
         elif op in ("again", "data"):
+            if op == "again":
+                self.switched.discard(frame["id"])  # what comes later is about the source named now
+                if "rate" in frame:
+                    self.rates[frame["id"]] = frame["rate"]
             if frame["id"] == self.fetch_id:
                 self.answers.append(frame)
                 self.waiting_bytes += len(frame.get("raw", b""))
@@ -206,16 +260,7 @@ class Watch:
                     if self.on_stop:
                         self.on_stop()
             if progress is not None and not self.paused and alive_s is not None:
-                phase, done, total = progress
-                self.send(
-                    {
-                        "id": self.fetch_id,
-                        "event": "progress",
-                        "phase": phase,
-                        "done": done,
-                        "total": max(done, total),
-                    }
-                )
+                self._send_progress(progress)
 
     def clean_up(self):
         """Kill children and remove staging files; callable from every thread, also twice."""
