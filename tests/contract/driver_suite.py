@@ -17,6 +17,7 @@ import pytest
 
 from imgcache.errors import ContactLostError, ErrorCode, HostError
 from imgcache.model import Digest, Image, ImageId
+from imgcache.operations.node_access import NodeAccess
 from imgcache.plan import CheckState, SourceKind
 from imgcache.transport.conversation import start_conversation
 
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from imgcache.drivers.base import Driver, Sources
+    from imgcache.drivers.node_api import NodeApi
     from imgcache.errors import ImgcacheError
+    from imgcache.images.base import ImageService
     from imgcache.model import Host, ServiceAccess
     from imgcache.plan import OutcomeWord
     from imgcache.transport.base import Session, Transport
@@ -87,6 +90,8 @@ class Context:
     dry_run: bool = False
     retries: int = 0
     run_id: str = "suite"
+    wait: bool = True
+    service: ImageService | None = None
     calls: list[tuple[str, str]] = field(default_factory=list)
     """(``begin`` or ``report``, image name), in their order."""
     outcomes: dict[str, tuple[OutcomeWord, ErrorCode | None]] = field(default_factory=dict)
@@ -100,6 +105,9 @@ class Context:
     def session(self, command: str) -> AbstractAsyncContextManager[Session]:
         self.connections += 1
         return self.transport.open(self.host, command)
+
+    def api(self, endpoint: str) -> NodeApi:
+        return NodeAccess(self.service, endpoint)
 
     @asynccontextmanager
     async def alone_on(self, storage_id: str) -> AsyncIterator[None]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
+    from imgcache.drivers.node_api import NodeApi
     from imgcache.model import Digest, Host, HostCache, Image, ImageId, ServiceAccess
     from imgcache.plan import CheckState, OutcomeWord, SourceKind
     from imgcache.transport.base import Session
@@ -147,6 +148,8 @@ class HostContext(Protocol):
     retries: int
     """How often one item's attempt may be repeated."""
     run_id: str
+    wait: bool
+    """False: hand work to a back end that does it by itself, and do not wait for its end."""
 
     def converse(self, modules: Sequence[str]) -> AbstractAsyncContextManager[Conversation]:
         """Connect and start the helper with these of its modules; one connection per host and run."""
@@ -155,6 +158,13 @@ class HostContext(Protocol):
         """Connect and start a command of the driver's own, as the host's login shell reads it.
 
         For hosts that ``converse`` cannot start the helper on as it is; see ``Transport.open``.
+        """
+
+    def api(self, endpoint: str) -> NodeApi:
+        """Return the API of a host that is a node of the image service; for ``Driver.needs_service``.
+
+        Raises:
+            HostError: code ``config``: there is no such service, or ``endpoint`` is no URL.
         """
 
     def alone_on(self, storage_id: str) -> AbstractAsyncContextManager[None]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from imgcache.drivers.base import Sources
     from imgcache.events import EventSink
+    from imgcache.images.base import ImageService
     from imgcache.model import Host, Image
     from imgcache.operations.interrupt import Interrupt
     from imgcache.plan import HostFailure, Outcome
@@ -60,6 +61,8 @@ class Engine:
         sink: EventSink,
         interrupt: Interrupt,
         dry_run: bool = False,
+        wait: bool = True,
+        service: ImageService | None = None,
     ) -> None:
         self.run_id = run_id
         self.transport = transport
@@ -68,6 +71,9 @@ class Engine:
         self.sink = sink
         self.interrupt = interrupt
         self.dry_run = dry_run
+        self.wait = wait
+        self.service = service
+        """Whose nodes some hosts are; None: there is none, or it was not opened."""
         self.places = Places(limits.concurrency)
         self.storages: dict[str, asyncio.Lock] = {}
         """Storage that hosts share -> held by the one at work there."""

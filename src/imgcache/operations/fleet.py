@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from imgcache.drivers.base import Driver, Sources
     from imgcache.events import Event, EventSink
+    from imgcache.images.base import ImageService
     from imgcache.model import Host, Image
     from imgcache.operations.engine import HostWork
     from imgcache.operations.host_run import HostRun
@@ -44,6 +45,8 @@ class FleetRequest:
     timeout_s: float = 1800.0
     """For one host, in one pass over the hosts."""
     dry_run: bool = False
+    wait: bool = True
+    """False: hand work to back ends that do it by themselves, and do not wait for its end."""
 
 
 class Fleet:
@@ -59,6 +62,8 @@ class Fleet:
         interrupt: Interrupt,
         sink: EventSink,
         dry_run: bool,
+        wait: bool = True,
+        service: ImageService | None = None,
     ) -> None:
         self.command = command
         self.hosts = tuple(hosts)
@@ -69,6 +74,8 @@ class Fleet:
         self.run_id = f"{self.started_at:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
         self.failures: dict[str, HostFailure] = {}
         """Host name -> why the last pass over it ended early."""
+        self._wait = wait
+        self._service = service
         self._transport = transport
         self._interrupt = interrupt
         self._passes = 0
@@ -106,6 +113,8 @@ class Fleet:
             sink=self.sink if self._passes == 1 else _LaterPass(self.sink),
             interrupt=self._interrupt,
             dry_run=self.dry_run,
+            wait=self._wait,
+            service=self._service,
         )
         outcomes = await engine.run(hosts, images, work)
         self.failures.update(engine.failures)
@@ -137,10 +146,12 @@ async def open_fleet(
     sink: EventSink,
     *,
     images: Sequence[Image] = (),
+    service: ImageService | None = None,
 ) -> AsyncIterator[Fleet]:
     """Begin a run over hosts; leaving ends it. Signals end it early, within seconds.
 
-    ``images`` are those that each host is to have afterwards, for displays.
+    ``images`` are those that each host is to have afterwards, for displays; ``service`` is for hosts that
+    are nodes of it.
     """
     concurrency, notice = fit_concurrency(min(request.concurrency, len(hosts)))
     if notice:
@@ -158,6 +169,8 @@ async def open_fleet(
                 interrupt=interrupt,
                 sink=sink,
                 dry_run=request.dry_run,
+                wait=request.wait,
+                service=service,
             )
             sink.emit(
                 RunStarted(

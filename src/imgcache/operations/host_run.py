@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from imgcache.errors import ErrorCode
 from imgcache.events import ItemEnded, ItemProgress, ItemRetry, Notice
+from imgcache.operations.node_access import NodeAccess
 from imgcache.plan import FAILED_WORDS, HostFailure, Outcome, OutcomeWord, SourceKind
 from imgcache.transport.conversation import start_conversation
 
@@ -50,6 +51,7 @@ class HostRun:
         self.dry_run = engine.dry_run
         self.retries = engine.limits.retries
         self.run_id = engine.run_id
+        self.wait = engine.wait
         self.has_place = False
         #: Whether work that reports no outcomes (a check) found something wrong.
         self.found_wrong = False
@@ -67,6 +69,10 @@ class HostRun:
     def session(self, command: str) -> AbstractAsyncContextManager[Session]:
         """See ``HostContext``."""
         return self._engine.transport.open(self.host, command)
+
+    def api(self, endpoint: str) -> NodeAccess:
+        """See ``HostContext``."""
+        return NodeAccess(self._engine.service, endpoint)
 
     @asynccontextmanager
     async def alone_on(self, storage_id: str) -> AsyncIterator[None]:

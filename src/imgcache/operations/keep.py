@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from imgcache.drivers.base import Sources
+    from imgcache.drivers.node_api import NodeApi
     from imgcache.errors import HostError
     from imgcache.model import Host, Image
     from imgcache.operations.host_run import HostRun
@@ -117,6 +118,7 @@ class _Holding:
         self.dry_run = inner.dry_run
         self.retries = inner.retries
         self.run_id = inner.run_id
+        self.wait = inner.wait
 
     def converse(self, modules: Sequence[str]) -> AbstractAsyncContextManager[Conversation]:
         """See ``HostContext``."""
@@ -125,6 +127,10 @@ class _Holding:
     def session(self, command: str) -> AbstractAsyncContextManager[Session]:
         """See ``HostContext``."""
         return self._inner.session(command)
+
+    def api(self, endpoint: str) -> NodeApi:
+        """See ``HostContext``."""
+        return self._inner.api(endpoint)
 
     def alone_on(self, storage_id: str) -> AbstractAsyncContextManager[None]:
         """See ``HostContext``."""
