@@ -52,8 +52,8 @@ FleetSourceOption = Annotated[
     FleetSource,
     typer.Option(
         "--source",
-        help="All hosts download from the image service, or imgcache pushes the bytes over SSH, or only the "
-        "--seeds of each site do the one (relay) or get the other (push-relay) and hosts read from each other. "
+        help="All hosts download from the image service, or imgcache pushes the bytes over SSH; or (relay, "
+        "push-relay) only the --seeds of each site do, and the other hosts read from those of their site. "
         "auto: relay where two or more hosts of a site lack an image.",
     ),
 ]

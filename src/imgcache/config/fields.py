@@ -12,6 +12,8 @@ from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 
 from imgcache.config.files import expand_home
 from imgcache.config.nodesets import check_host_name, count_hosts
+from imgcache.config.rates import bytes_per_s
+from imgcache.config.windows import parse_window, zone_of
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _LOGIN = re.compile(r"[^\s@:,/-][^\s:,/]*\Z")
@@ -21,6 +23,7 @@ _WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]")
 _HOP = re.compile(
     r"(?:(?P<user>[^\s@,/-][^\s@,/]*)@)?(?:\[(?P<ip>[^\]\s]+)\]|(?P<name>[^\s:@,/\[\]]+))(?::(?P<port>\d{1,5}))?\Z"
 )
+_PORT = re.compile(r"\s*\d{1,5}\s*", re.ASCII)
 _MAX_TEXT = 4096
 
 
@@ -133,6 +136,37 @@ def _jumps(value: str) -> str:
     return value
 
 
+def _link_rate(value: Any) -> int:
+    return bytes_per_s(str(value))
+
+
+def _ports(value: Any) -> tuple[int, int]:
+    """Return the first and last port of ``4900-4999``, of ``4900``, or of a list of the two."""
+    words = value if isinstance(value, list) else str(value).split("-")
+    message = "is not a port or a range of ports such as 4900-4999"
+    if not 1 <= len(words) <= 2 or not all(_PORT.fullmatch(str(word)) for word in words):
+        raise ValueError(message)
+    first, last = int(words[0]), int(words[-1])
+    if not 0 < first <= last < 65536:
+        raise ValueError(message)
+    return first, last
+
+
+def _on_off(value: Any) -> Any:
+    """Take ``on`` and ``off`` besides what YAML 1.1 takes for true and false."""
+    return {"on": True, "off": False}.get(str(value).lower(), value)
+
+
+def _window(value: str) -> str:
+    parse_window(value)
+    return value
+
+
+def _timezone(value: str) -> str:
+    zone_of(value)
+    return value
+
+
 Text = Annotated[str, AfterValidator(_plain_text)]
 Login = Annotated[str, AfterValidator(_login)]
 Account = Annotated[str, AfterValidator(_account)]
@@ -146,3 +180,8 @@ FolderName = Annotated[str, AfterValidator(_folder_name)]
 SizeBytes = Annotated[int, BeforeValidator(_size_bytes)]
 Url = Annotated[str, AfterValidator(_url)]
 Jumps = Annotated[str, AfterValidator(_jumps)]
+LinkRate = Annotated[int, BeforeValidator(_link_rate)]
+Ports = Annotated[tuple[int, int], BeforeValidator(_ports)]
+Switch = Annotated[bool, BeforeValidator(_on_off)]
+WindowText = Annotated[str, AfterValidator(_window)]
+ZoneName = Annotated[str, AfterValidator(_timezone)]

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from imgcache.config.document import Document, parse_document
 from imgcache.config.nodesets import MAX_HOSTS, count_hosts, expand_hosts
-from imgcache.config.problems import add_problems
+from imgcache.config.problems import add_problems, nearest
 from imgcache.config.schema import (
     AggregateEntry,
     HostEntry,
@@ -18,7 +18,7 @@ from imgcache.config.schema import (
     InventoryEntry,
     SettingsEntry,
 )
-from imgcache.model import Aggregate, Host, HostSettings, ImageServiceSettings, Inventory
+from imgcache.model import Aggregate, Host, HostSettings, ImageServiceSettings, Inventory, Site
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 #: Names in the file that differ from ``HostSettings``: there without a unit, since the value has one.
 _RENAMED = {"reserve": "reserve_bytes"}
+_ADDRESSES = ("address", "relay_address")
 _SETTING_NAMES = tuple(field.name for field in fields(HostSettings))
 
 
@@ -46,10 +47,11 @@ def parse_inventory(path: Path, content: bytes) -> Inventory:
     image_service = _image_service(document, entry.image_service)
     _check_defaults(document, entry)
     _check_total(document, entry)
+    _check_sites(document, entry)
     document.raise_problems()
     aggregates = _Builder(document, entry.defaults).build(entry.aggregates)
     document.raise_problems()
-    return Inventory(path=path, image_service=image_service, aggregates=aggregates)
+    return Inventory(path, image_service, aggregates, _sites(entry))
 
 
 def _image_service(document: Document, entry: ImageServiceEntry) -> ImageServiceSettings:
@@ -71,8 +73,9 @@ def _check_defaults(document: Document, entry: InventoryEntry) -> None:
     places: list[tuple[tuple[str | int, ...], SettingsEntry]] = [(("defaults",), entry.defaults)]
     places += [(("aggregates", name), aggregate) for name, aggregate in entry.aggregates.items()]
     for keys, settings in places:
-        if settings.address is not None:
-            document.add((*keys, "address"), "is for a single host only", at_key=True)
+        for key in _ADDRESSES:
+            if getattr(settings, key) is not None:
+                document.add((*keys, key), "is for a single host only", at_key=True)
 
 
 def _check_total(document: Document, entry: InventoryEntry) -> None:
@@ -81,8 +84,9 @@ def _check_total(document: Document, entry: InventoryEntry) -> None:
         for index, host in enumerate(aggregate.hosts):
             count = count_hosts(host.name)
             total += count
-            if count > 1 and host.address is not None:
-                keys = ("aggregates", name, "hosts", index, "address")
+            given = [key for key in _ADDRESSES if getattr(host, key) is not None]
+            for key in given if count > 1 else ():
+                keys = ("aggregates", name, "hosts", index, key)
                 document.add(keys, f"one address for {count} hosts", at_key=True)
     if total > MAX_HOSTS:
         document.add(
@@ -91,6 +95,22 @@ def _check_total(document: Document, entry: InventoryEntry) -> None:
             "look for a mistyped range",
             at_key=True,
         )
+
+
+def _check_sites(document: Document, entry: InventoryEntry) -> None:
+    """A site that nobody is in is a typo, and its limits would be for nobody."""
+    used = list(dict.fromkeys(one.site for one in entry.aggregates.values() if one.site))
+    for name in entry.sites:
+        if name not in used:
+            hint = nearest(name, used) or "say 'site: NAME' in an aggregate"
+            document.add(("sites", name), "no aggregate is in this site", hint, at_key=True)
+
+
+def _sites(entry: InventoryEntry) -> dict[str, Site]:
+    return {
+        name: Site(name, site.bandwidth, site.window, site.timezone)
+        for name, site in entry.sites.items()
+    }
 
 
 @dataclass(slots=True)

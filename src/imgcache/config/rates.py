@@ -15,8 +15,8 @@ _MIN_BYTES_PER_S = 1000
 def bytes_per_s(text: str) -> int:
     """Return the bytes per second of ``100Mbit/s``, ``2.5 Gbit/s``, ``50M``, ``50MB/s`` or ``48MiB/s``.
 
-    ``bit`` counts bits, everything else bytes; ``Ki``, ``Mi`` … are binary, ``k``, ``M`` … decimal. As ``Mb/s`` and
-    ``Mbps`` are written by some for bits and by others for bytes, they are refused.
+    ``bit`` counts bits, everything else bytes; ``Ki``, ``Mi`` … are binary, ``k``, ``M`` … decimal.
+    ``Mb/s`` and ``Mbps`` are refused: some write them for bits, others for bytes.
 
     Raises:
         ValueError: it is none of these, or absurd; the message begins with "is".

@@ -19,13 +19,18 @@ from imgcache.config.fields import (
     HostPath,
     HostPaths,
     Jumps,
+    LinkRate,
     LocalPath,
     Login,
     NodeSetText,
+    Ports,
     SizeBytes,
+    Switch,
     Text,
     Url,
+    WindowText,
     Words,
+    ZoneName,
 )
 
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -69,6 +74,10 @@ class SettingsEntry(_FileModel):
     # Source: nova conf/libvirt.py, the choices of [libvirt] images_type.
     images_type: Literal["raw", "flat", "qcow2", "lvm", "rbd", "ploop", "default"] | None = None
     reserve: SizeBytes | None = None
+    relay_address: HostName | None = None
+    relay_ports: Ports | None = None
+    relay_tls: Switch | None = None
+    keep_original: bool | None = None
 
 
 class HostEntry(SettingsEntry):
@@ -90,11 +99,20 @@ class AggregateEntry(SettingsEntry):
     hosts: Annotated[list[HostEntry], Field(min_length=1)]
 
 
+class SiteEntry(_FileModel):
+    """One value of ``sites:``."""
+
+    bandwidth: LinkRate | None = None
+    window: WindowText | None = None
+    timezone: ZoneName | None = None
+
+
 class InventoryEntry(_FileModel):
     """The whole file."""
 
     image_service: ImageServiceEntry = ImageServiceEntry()
     defaults: SettingsEntry = SettingsEntry()
+    sites: dict[Text, SiteEntry] = {}
     aggregates: Annotated[dict[Text, AggregateEntry], Field(min_length=1)]
 
 
@@ -103,6 +121,7 @@ _ENTRIES: dict[str, type[_FileModel]] = {
     "": InventoryEntry,
     "image_service": ImageServiceEntry,
     "defaults": SettingsEntry,
+    "sites": SiteEntry,
     "aggregates": AggregateEntry,
     "hosts": HostEntry,
 }

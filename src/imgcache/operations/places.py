@@ -1,4 +1,4 @@
-"""The places of one run: how many hosts are at work at a time, and how a host that only waits lends its own."""
+"""The places of one run: how many hosts are at work at a time; one that only waits lends its own."""
 
 from __future__ import annotations
 
