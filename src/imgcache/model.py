@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -21,6 +22,9 @@ CACHEABLE_DISK_FORMATS = frozenset(
 )
 #: Those among them that no host ever converts. Source: nova ``virt/images.py``, ``fetch_to_raw``.
 RAW_DISK_FORMATS = frozenset({"raw", "iso", "ami", "ari", "aki"})
+
+#: How a driver may be called, in the inventory and by who registers it.
+DRIVER_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?", re.ASCII)
 
 
 def base_file_name(image_id: ImageId) -> str:

@@ -1,36 +1,201 @@
-"""Which drivers there are: an explicit table, so that a frozen binary contains them."""
+"""Which drivers there are: those built in, one line each, and those that other packages register.
+
+Another package registers a driver by an entry point of the group ``imgcache.drivers``: see
+``docs/drivers.md``. A driver is imported when a host that it is for is looked at.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from imgcache.drivers.base import Driver
-from imgcache.drivers.libvirt import LibvirtDriver
+from imgcache.errors import ConfigError, Problem
+from imgcache.model import DRIVER_NAME
+from imgcache.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from importlib.metadata import EntryPoint
+
+#: Other packages' entry points of this group are drivers: its name, and the class.
+GROUP = "imgcache.drivers"
 
 
-class GlanceCacheDriver(Driver):
-    """The cache on Glance API nodes; pre-caching is not built yet."""
+def _libvirt() -> Driver:
+    from imgcache.drivers.libvirt import LibvirtDriver  # noqa: PLC0415 - each when it is needed
 
-    name = "glance-cache"
-
-
-class VmwareDriver(Driver):
-    """vmwareapi; pre-caching is not built yet, as in Nova itself."""
-
-    name = "vmwareapi"
+    return LibvirtDriver()
 
 
-class HypervDriver(Driver):
-    """Hyper-V; pre-caching is not built yet."""
+def _glance_cache() -> Driver:
+    class GlanceCacheDriver(Driver):
+        name = "glance-cache"
 
-    name = "hyperv"
+    return GlanceCacheDriver()
 
 
-#: Driver name, as the inventory says it -> the driver.
-DRIVERS: Mapping[str, Driver] = {
-    driver.name: driver
-    for driver in (LibvirtDriver(), GlanceCacheDriver(), VmwareDriver(), HypervDriver())
+def _vmwareapi() -> Driver:
+    class VmwareDriver(Driver):
+        name = "vmwareapi"
+
+    return VmwareDriver()
+
+
+def _hyperv() -> Driver:
+    class HypervDriver(Driver):
+        name = "hyperv"
+
+    return HypervDriver()
+
+
+#: An explicit table, in which the frozen binary's builder sees what to take along.
+_BUILT_IN: Mapping[str, Callable[[], Driver]] = {
+    "libvirt": _libvirt,
+    "glance-cache": _glance_cache,
+    "vmwareapi": _vmwareapi,
+    "hyperv": _hyperv,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A driver that is built in or registered, or why it cannot be used."""
+
+    name: str
+    package: str | None
+    """The package that registers it; None: built in."""
+    version: str | None
+    """The package's."""
+    driver: Driver | None
+    problem: str | None
+    """Why ``driver`` is None."""
+
+
+class _UnusableError(Exception):
+    """A registered driver cannot be used; the message says why."""
+
+
+def _entry_points() -> Iterable[EntryPoint]:
+    from importlib.metadata import entry_points  # noqa: PLC0415 - reads all packages' metadata
+
+    return entry_points(group=GROUP)
+
+
+class Registry(Mapping[str, Driver]):
+    """Driver name, as the inventory says it -> the driver; imported when it is asked for."""
+
+    def __init__(self, find: Callable[[], Iterable[EntryPoint]] = _entry_points) -> None:
+        self._find = find
+        self._loaded: dict[str, Driver] = {}
+        self._registered: dict[str, list[EntryPoint]] | None = None
+
+    def __getitem__(self, name: str) -> Driver:
+        """Raises KeyError when there is no usable driver of this name; see ``check``."""
+        if name not in self._loaded:
+            try:
+                self._loaded[name] = self._load(name)
+            except _UnusableError as exc:
+                raise KeyError(name) from exc
+        return self._loaded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from _BUILT_IN
+        yield from (name for name in self._others() if name not in _BUILT_IN)
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __contains__(self, name: object) -> bool:
+        return name in _BUILT_IN or name in self._others()
+
+    def check(self, names: Iterable[str], where: str) -> None:
+        """Make sure that there are drivers of these names; imports none that is built in.
+
+        Raises:
+            ConfigError: lists every one that is unknown or cannot be used; ``where`` is where they are named.
+        """
+        problems: list[Problem] = []
+        for name in dict.fromkeys(names):
+            if name in _BUILT_IN:
+                continue
+            if name not in self:
+                known = ", ".join(self)
+                what = f"unknown driver '{printable(name, 80)}'"
+                problems.append(Problem(where, what, _nearest(name, self) or f"known: {known}"))
+                continue
+            try:
+                self._loaded[name] = self._load(name)
+            except _UnusableError as exc:
+                hint = "see imgcache drivers"
+                problems.append(Problem(where, f"the driver '{name}' cannot be used: {exc}", hint))
+        if problems:
+            message = "the inventory names drivers that there are not"
+            raise ConfigError(message, problems)
+
+    def offers(self) -> tuple[Offer, ...]:
+        """Return every driver, those that cannot be used, too; imports them all."""
+        found = [Offer(name, None, None, self[name], None) for name in _BUILT_IN]
+        for name, points in self._others().items():
+            for point in points:
+                package = point.dist.name if point.dist else point.value
+                version = point.dist.version if point.dist else None
+                driver, problem = None, None
+                try:
+                    driver = self._load_only(name, points)
+                except _UnusableError as exc:
+                    problem = str(exc)
+                found.append(Offer(printable(name, 80), package, version, driver, problem))
+        return tuple(found)
+
+    def _others(self) -> Mapping[str, list[EntryPoint]]:
+        """Return name -> the packages' entry points of this name, mostly one."""
+        if self._registered is None:
+            self._registered = {}
+            for point in self._find():
+                self._registered.setdefault(point.name, []).append(point)
+        return self._registered
+
+    def _load(self, name: str) -> Driver:
+        if name in _BUILT_IN:
+            return _BUILT_IN[name]()
+        if name not in self._others():
+            message = "there is none"
+            raise _UnusableError(message)
+        return self._load_only(name, self._others()[name])
+
+    @staticmethod
+    def _load_only(name: str, points: list[EntryPoint]) -> Driver:
+        """Import what one package registers.
+
+        Raises:
+            _UnusableError: the name is taken or odd, or what it stands for is no driver, or broken.
+        """
+        if name in _BUILT_IN:
+            message = "a built-in driver has this name, and is used"
+            raise _UnusableError(message)
+        if not DRIVER_NAME.fullmatch(name):
+            message = "a driver's name is lower-case letters, digits and hyphens"
+            raise _UnusableError(message)
+        if len(points) > 1:
+            message = "several packages register it, so none is used"
+            raise _UnusableError(message)
+        try:
+            made = points[0].load()()
+        except (Exception, SystemExit) as exc:
+            message = f"{type(exc).__name__}: {printable(str(exc), 300)}"
+            raise _UnusableError(message) from exc
+        if not isinstance(made, Driver) or getattr(made, "name", None) != name:
+            message = f"{points[0].value} is no imgcache driver of this name"
+            raise _UnusableError(message)
+        return made
+
+
+def _nearest(name: str, known: Iterable[str]) -> str | None:
+    from difflib import get_close_matches  # noqa: PLC0415
+
+    near = get_close_matches(name, list(known), 1)
+    return f"did you mean {near[0]}? known: {', '.join(known)}" if near else None
+
+
+DRIVERS = Registry()
