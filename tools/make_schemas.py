@@ -119,6 +119,11 @@ def list_schema() -> Schema:
             "type": "boolean",
             "description": "Of a transfer's file: someone is at work on it.",
         },
+        "hits": {
+            "type": ["integer", "null"],
+            "minimum": 0,
+            "description": "How often it was used; null: the back end does not count.",
+        },
         "pinned_until": _maybe("string", "UTC, or `forever`; null: not pinned, or not any more."),
         "cached_at": _maybe("string", "UTC, by the host's clock."),
         "verified_at": _maybe("string", "UTC, by the host's clock."),

@@ -113,6 +113,7 @@ class ErrorCode(StrEnum):
     BACKEND = "backend"
     DRIVER = "driver"
     DRY_RUN = "dry-run"
+    QUEUED = "queued"
     TIMEOUT = "timeout"
     WINDOW = "window"
     DEADLINE = "deadline"

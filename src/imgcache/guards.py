@@ -15,11 +15,11 @@ from imgcache.model import PIN_FOREVER, EntryKind
 if TYPE_CHECKING:
     from imgcache.model import CacheEntry, CachePolicy
 
-#: No entry younger than this is ever removed: a boot may be on its way to use it.
+#: No entry younger than this is ever removed: a boot may be on its way to use it. See ``CachePolicy``.
 HARD_FLOOR_S = 3600.0
 FLOOR_TEXT = f"{HARD_FLOOR_S / 3600:.0f}h"
-#: Kinds that no plan ever takes.
-NEVER_TAKEN = frozenset({EntryKind.FOREIGN, EntryKind.STAGING})
+#: Kinds that no plan takes for its age or for room.
+NEVER_TAKEN = frozenset({EntryKind.FOREIGN, EntryKind.STAGING, EntryKind.QUEUED})
 _TEMPLATES = frozenset({EntryKind.SWAP, EntryKind.EPHEMERAL})
 
 
@@ -33,6 +33,7 @@ class Rules:
     override_host: bool = False
     ours_may_be_young: bool = False
     """Leave it to the helper whether a young entry was last touched by imgcache itself."""
+    queued_may_go: bool = False
 
 
 Held = tuple[ErrorCode, str]
@@ -43,6 +44,8 @@ def _hold_kind(entry: CacheEntry, rules: Rules) -> Held | None:
         return ErrorCode.FOREIGN, "not one of Nova's names; never touched"
     if entry.kind is EntryKind.STAGING:
         return ErrorCode.TRANSFER, "a transfer's file; imgcache clean looks after these"
+    if entry.kind is EntryKind.QUEUED and not rules.queued_may_go:
+        return ErrorCode.TRANSFER, "waits to be fetched there; imgcache delete takes it back"
     if entry.kind in _TEMPLATES and not rules.include_templates:
         return ErrorCode.TEMPLATE, "a template of swap or ephemeral disks"
     return None
@@ -92,10 +95,11 @@ def _hold_future(entry: CacheEntry, rules: Rules) -> Held | None:
 
 def _hold_young(entry: CacheEntry, rules: Rules) -> Held | None:
     ours = rules.ours_may_be_young and entry.manifest is not None
-    if not entry.age_s >= HARD_FLOOR_S and not ours:
+    floor_s = rules.policy.floor_s
+    if not entry.age_s >= floor_s and not ours:
         return (
             ErrorCode.YOUNG,
-            f"last used {age_text(entry.age_s)} ago; below {FLOOR_TEXT} all is kept",
+            f"last used {age_text(entry.age_s)} ago; below {floor_s / 3600:g}h all is kept",
         )
     return None
 
@@ -141,7 +145,7 @@ def base_of(entry: CacheEntry) -> str | None:
 
     It is what ``Driver.entry_name`` returns for the image.
     """
-    if entry.kind not in {EntryKind.ORIGINAL, EntryKind.RESIZED}:
+    if entry.kind not in {EntryKind.ORIGINAL, EntryKind.RESIZED, EntryKind.QUEUED}:
         return None
     own_name = entry.name if entry.kind is EntryKind.ORIGINAL else None
     return entry.base or entry.image_id or own_name

@@ -235,6 +235,8 @@ class EntryKind(StrEnum):
     EPHEMERAL = "ephemeral"
     STAGING = "staging"
     """A transfer's file, ours or Nova's (``.part``, ``.converted``)."""
+    QUEUED = "queued"
+    """An image that is not there yet: the back end itself is to fetch it."""
     FOREIGN = "foreign"
     """Nothing of Nova's or ours; never touched."""
 
@@ -295,6 +297,8 @@ class CacheEntry:
 
     None: its ``image_id``, or of an original its own name.
     """
+    hits: int | None = None
+    """How often it was used, for back ends that count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,12 +307,15 @@ class CachePolicy:
 
     remove_unused: bool
     original_min_age_s: float
+    """Infinite: nothing is removed for its age alone."""
     resized_min_age_s: float
     reserved_host_disk_mb: int
     reserves_cache: bool
     """``[workarounds] reserve_disk_resource_for_image_cache``; also where nothing has to be reserved."""
     manager_interval_s: int
     """-1: Nova's cache manager never runs."""
+    floor_s: float = 3600.0
+    """What was used so recently is never removed: a boot may be on its way to it. 0: none ever is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -173,10 +173,19 @@ def plan_prune(
     return HostPlan(tuple(decisions), unmet=_unmet(cache, policy, decisions))
 
 
-def plan_delete(cache: HostCache, bases: Collection[str]) -> HostPlan:
-    """Decide whether the originals and resized copies of these base file names may go now."""
-    rules = Rules(policy=cache.policy, override_host=True, ours_may_be_young=True)
-    chosen = [entry for entry in cache.entries if base_of(entry) in bases]
+def plan_delete(cache: HostCache, bases: Collection[str], *, queued_only: bool = False) -> HostPlan:
+    """Decide whether the originals and resized copies of these images may go now, and what is queued.
+
+    ``queued_only``: what is there stays, and is not spoken of.
+    """
+    rules = Rules(
+        policy=cache.policy, override_host=True, ours_may_be_young=True, queued_may_go=True
+    )
+    chosen = [
+        entry
+        for entry in cache.entries
+        if base_of(entry) in bases and (entry.kind is EntryKind.QUEUED or not queued_only)
+    ]
     return _plan_chosen(cache, rules, {entry.name: "asked for" for entry in chosen})
 
 
@@ -191,7 +200,7 @@ def _plan_chosen(cache: HostCache, rules: Rules, reasons: Mapping[str, str]) -> 
         if entry.name in reasons:
             held = held_by(entry, rules)
             reason = f"{reasons[entry.name]}, but {held[1]}" if held else reasons[entry.name]
-            least = 0.0 if rules.ours_may_be_young else HARD_FLOOR_S
+            least = 0.0 if rules.ours_may_be_young else rules.policy.floor_s
             code = held[0] if held else None
             decisions.append(Decision(entry, held is None, code, reason, least))
     return _blocked(cache, decisions) or HostPlan(tuple(decisions))
@@ -203,9 +212,12 @@ def _by_age(
     if held := held_by(entry, rules):
         return Decision(entry, False, *held)
     if base_of(entry) in gone_bases:
-        return Decision(entry, True, None, "its image is gone from the image service")
-    limit = max(_age_limit(entry, policy, rules.policy), HARD_FLOOR_S)
+        reason = "its image is gone from the image service"
+        return Decision(entry, True, None, reason, rules.policy.floor_s)
+    limit = max(_age_limit(entry, policy, rules.policy), rules.policy.floor_s)
     unused = f"unused for {age_text(entry.age_s)}"
+    if math.isinf(limit):
+        return Decision(entry, False, ErrorCode.POLICY, f"{unused}, and no age was given")
     if entry.age_s >= limit:
         return Decision(entry, True, None, f"{unused}, limit {age_text(limit)}", limit)
     return Decision(entry, False, ErrorCode.YOUNG, f"{unused}, below the limit {age_text(limit)}")
@@ -250,7 +262,7 @@ def _bytes_too_many(cache: HostCache, policy: PrunePolicy, decisions: Iterable[D
     over = 0.0
     if policy.max_size_bytes is not None:
         over = cache_bytes(cache) - policy.max_size_bytes
-    if policy.min_free is not None:
+    if policy.min_free is not None and cache.filesystem_size_bytes:
         wanted = policy.min_free.of(cache.filesystem_size_bytes)
         over = max(over, wanted - cache.filesystem_free_bytes)
     return over - freed
@@ -267,13 +279,15 @@ def _make_room(decisions: list[Decision], rules: Rules, too_many: float) -> list
         if result[index].remove or held_by(entry, rules):
             continue
         reason = f"to make room: least recently used, {age_text(entry.age_s)} ago"
-        result[index] = Decision(entry, True, None, reason)
+        result[index] = Decision(entry, True, None, reason, rules.policy.floor_s)
         too_many -= entry.allocated_bytes
     return result
 
 
 def _unmet(cache: HostCache, policy: PrunePolicy, decisions: Sequence[Decision]) -> str | None:
     missing = _bytes_too_many(cache, policy, decisions)
+    if policy.min_free is not None and not cache.filesystem_size_bytes:
+        return "--min-free: the host does not tell how much room its file system has"
     if missing <= 0:
         return None
     options = [

@@ -110,6 +110,7 @@ def _name(kind: EntryKind, number: int) -> str:
         EntryKind.SWAP: f"swap_{number}",
         EntryKind.EPHEMERAL: f"ephemeral_{number}_default",
         EntryKind.STAGING: f"{base(number)}.part",
+        EntryKind.QUEUED: image_id(number),
         EntryKind.FOREIGN: f"notes-{number}.txt",
     }[kind]
 
