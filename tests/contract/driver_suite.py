@@ -131,6 +131,13 @@ class Context:
     def notice(self, message: str, *, hint: str | None = None) -> None:
         assert message
 
+    @asynccontextmanager
+    async def lend_place(self) -> AsyncIterator[None]:
+        yield
+
+    def must_stop(self) -> HostError | None:
+        return None
+
     async def back_off(
         self, image: Image | None, attempt: int, reason: str, after_s: float | None
     ) -> None:

@@ -14,6 +14,7 @@ from imgcache.config.files import expand_home
 from imgcache.config.nodesets import check_host_name, count_hosts
 from imgcache.config.rates import bytes_per_s
 from imgcache.config.windows import parse_window, zone_of
+from imgcache.model import DRIVER_NAME
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _LOGIN = re.compile(r"[^\s@:,/-][^\s:,/]*\Z")
@@ -40,6 +41,14 @@ def _plain_text(value: str) -> str:
 def _login(value: str) -> str:
     if not _LOGIN.match(value) or _CONTROL.search(value):
         message = "is not a user name"
+        raise ValueError(message)
+    return value
+
+
+def _driver_name(value: str) -> str:
+    # Which drivers there are is known to who looks for hosts: other packages bring some.
+    if not DRIVER_NAME.fullmatch(value):
+        message = "is not the name of a driver (lower-case letters, digits and hyphens)"
         raise ValueError(message)
     return value
 
@@ -171,6 +180,7 @@ Text = Annotated[str, AfterValidator(_plain_text)]
 Login = Annotated[str, AfterValidator(_login)]
 Account = Annotated[str, AfterValidator(_account)]
 HostName = Annotated[str, AfterValidator(check_host_name)]
+DriverName = Annotated[str, AfterValidator(_driver_name)]
 NodeSetText = Annotated[str, AfterValidator(_node_set)]
 Words = Annotated[tuple[Text, ...], BeforeValidator(_words)]
 LocalPath = Annotated[str, AfterValidator(_local_path)]

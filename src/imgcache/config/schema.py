@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from imgcache.config.fields import (
     Account,
+    DriverName,
     FolderName,
     HostName,
     HostPath,
@@ -55,7 +56,7 @@ class ImageServiceEntry(_FileModel):
 class SettingsEntry(_FileModel):
     """``defaults:``, and the part of an aggregate or a host that says how to reach and treat hosts."""
 
-    driver: Literal["libvirt", "glance-cache", "vmwareapi", "hyperv"] | None = None
+    driver: DriverName | None = None
     address: HostName | None = None
     port: Port | None = None
     user: Login | None = None

@@ -109,29 +109,33 @@ class Registry(Mapping[str, Driver]):
     def __contains__(self, name: object) -> bool:
         return name in _BUILT_IN or name in self._others()
 
-    def check(self, names: Iterable[str], where: str) -> None:
-        """Make sure that there are drivers of these names; imports none that is built in.
+    def check(self, named: Mapping[str, str]) -> None:
+        """Make sure that there are drivers of these names (name -> where it stands); imports none built in.
 
         Raises:
-            ConfigError: lists every one that is unknown or cannot be used; ``where`` is where they are named.
+            ConfigError: lists every one that is unknown or cannot be used.
         """
         problems: list[Problem] = []
-        for name in dict.fromkeys(names):
-            if name in _BUILT_IN:
-                continue
+        for name, where in named.items():
             if name not in self:
-                known = ", ".join(self)
                 what = f"unknown driver '{printable(name, 80)}'"
-                problems.append(Problem(where, what, _nearest(name, self) or f"known: {known}"))
-                continue
-            try:
-                self._loaded[name] = self._load(name)
-            except _UnusableError as exc:
-                hint = "see imgcache drivers"
-                problems.append(Problem(where, f"the driver '{name}' cannot be used: {exc}", hint))
+                problems.append(Problem(where, what, self._nearest(name)))
+            elif name not in _BUILT_IN:
+                try:
+                    self._loaded[name] = self._load(name)
+                except _UnusableError as exc:
+                    what = f"the driver '{printable(name, 80)}' cannot be used: {exc}"
+                    problems.append(Problem(where, what, "imgcache drivers lists those there are"))
         if problems:
-            message = "the inventory names drivers that there are not"
+            message = "hosts have drivers that cannot be used"
             raise ConfigError(message, problems)
+
+    def _nearest(self, name: str) -> str:
+        from difflib import get_close_matches  # noqa: PLC0415
+
+        known = ", ".join(self)
+        near = get_close_matches(name, list(self), 1)
+        return f"did you mean {near[0]}? known are: {known}" if near else f"known are: {known}"
 
     def offers(self) -> tuple[Offer, ...]:
         """Return every driver, those that cannot be used, too; imports them all."""
@@ -189,13 +193,6 @@ class Registry(Mapping[str, Driver]):
             message = f"{points[0].value} is no imgcache driver of this name"
             raise _UnusableError(message)
         return made
-
-
-def _nearest(name: str, known: Iterable[str]) -> str | None:
-    from difflib import get_close_matches  # noqa: PLC0415
-
-    near = get_close_matches(name, list(known), 1)
-    return f"did you mean {near[0]}? known: {', '.join(known)}" if near else None
 
 
 DRIVERS = Registry()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from imgcache.config.nodesets import expand_hosts
+from imgcache.drivers.registry import DRIVERS
 from imgcache.errors import UsageError
 from imgcache.text import printable
 
@@ -42,7 +43,9 @@ def select_hosts(inventory: Inventory, selection: Selection) -> tuple[Host, ...]
 
     Raises:
         UsageError: nothing selected, unknown names (all of them, with the nearest known), or none left.
+        ConfigError: some host of the inventory, selected or not, has a driver that cannot be used.
     """
+    _check_drivers(inventory)
     if not (selection.aggregates or selection.hosts or selection.all):
         message = "no hosts selected"
         raise UsageError(message, hint="say which: --aggregate NAME, --host NODESET, or --all")
@@ -61,6 +64,17 @@ def select_hosts(inventory: Inventory, selection: Selection) -> tuple[Host, ...]
         message = "no hosts left: --exclude takes away all that are selected"
         raise UsageError(message, hint="exclude fewer hosts, or select more")
     return _grouped_by_cell(chosen)
+
+
+def _check_drivers(inventory: Inventory) -> None:
+    """Look for typos here, where it is known which drivers there are; the schema knows only their shape."""
+    DRIVERS.check(
+        {
+            host.settings.driver: f"{inventory.path}: aggregates.{aggregate.name}"
+            for aggregate in reversed(inventory.aggregates.values())
+            for host in aggregate.hosts
+        }
+    )
 
 
 def _by_name(inventory: Inventory, selection: Selection) -> dict[str, Host]:
