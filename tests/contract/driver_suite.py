@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import os
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ import pytest
 
 from imgcache.errors import ContactLostError, ErrorCode, HostError
 from imgcache.model import Digest, Image, ImageId
+from imgcache.operations.feeds import DirectFeed, Outside
 from imgcache.operations.node_access import NodeAccess
 from imgcache.plan import CheckState, SourceKind
 from imgcache.transport.conversation import start_conversation
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
-    from imgcache.drivers.base import Driver, Sources
+    from imgcache.drivers.base import Driver, HostContext, Sources
+    from imgcache.drivers.feed import Feed
     from imgcache.drivers.node_api import NodeApi
     from imgcache.errors import ImgcacheError
     from imgcache.images.base import ImageService
@@ -79,6 +81,17 @@ class Stock:
 
         return opened()
 
+    def feed(
+        self, context: HostContext, image: Image, given_up: set[SourceKind], *, relays: bool
+    ) -> Feed:
+        return DirectFeed(Outside(context, image, given_up, None, None))
+
+    def present(self, context: HostContext, image: Image) -> None:
+        assert context.host.name
+
+    def member(self, context: HostContext) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
+
 
 @dataclass
 class Context:
@@ -113,6 +126,9 @@ class Context:
     async def alone_on(self, storage_id: str) -> AsyncIterator[None]:
         assert storage_id
         yield
+
+    def beside(self, host: Host) -> Context:
+        raise NotImplementedError
 
     def begin(self, image: Image) -> None:
         self.calls.append(("begin", image.name))

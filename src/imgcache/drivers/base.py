@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
+    from imgcache.drivers.feed import Feed
     from imgcache.drivers.node_api import NodeApi
     from imgcache.model import Digest, Host, HostCache, Image, ImageId, ServiceAccess
     from imgcache.plan import CheckState, OutcomeWord, SourceKind
@@ -138,6 +139,24 @@ class Sources(Protocol):
             HostError: code ``source``, on opening or while reading.
         """
 
+    def feed(
+        self, context: HostContext, image: Image, given_up: set[SourceKind], *, relays: bool
+    ) -> Feed:
+        """Return where one transfer gets its bytes: see ``drivers.feed``.
+
+        ``given_up`` is the host's own memory of kinds it cannot reach; ``relays``: it can read from other
+        hosts, and let others read.
+        """
+
+    def present(self, context: HostContext, image: Image) -> None:
+        """Say that the host has the image: others of its site may be filled from there."""
+
+    def member(self, context: HostContext) -> AbstractAsyncContextManager[None]:
+        """The host fetches inside of this, in one conversation.
+
+        Leaving waits, with the place lent and for a bounded time, for hosts that read from this one.
+        """
+
 
 class HostContext(Protocol):
     """What the engine lends a driver for one host in one run."""
@@ -166,6 +185,9 @@ class HostContext(Protocol):
         Raises:
             HostError: code ``config``: there is no such service, or ``endpoint`` is no URL.
         """
+
+    def beside(self, host: Host) -> HostContext:
+        """Return a context for a host that this one is to read from; nothing is reported through it."""
 
     def alone_on(self, storage_id: str) -> AbstractAsyncContextManager[None]:
         """Wait until no other host of this run works on this storage, lending the place meanwhile."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 WARM_MODULES = ("conf", "cache")
 PROBE_MODULES = ("conf", "cache", "watch", "qemu", "download", "probe")
 STORAGE_MODULES = ("mounts", "facts")
-FETCH_MODULES = ("watch", "staging", "formats", "qemu", "download", "fetch")
+FETCH_MODULES = ("watch", "staging", "formats", "qemu", "download", "body", "sources", "fetch")
 
 #: Nova's images types whose hosts must not get base files.
 #: Source: nova ``virt/libvirt/imagebackend.py``: Rbd imports a cached base file into Ceph, a full copy,
@@ -103,7 +103,8 @@ class LibvirtDriver(Driver):
             if context.dry_run:
                 _report_dry_run(context, absent, facts)
             elif absent:
-                await self._fetch_once(context, talk, absent)
+                async with context.sources.member(context):
+                    await self._fetch_once(context, talk, absent)
 
     async def check(
         self, context: HostContext, service: ServiceAccess | None
@@ -242,6 +243,7 @@ class LibvirtDriver(Driver):
         touched = context.dry_run or answer.fields.get_bool("touched")
         code = None if touched else ErrorCode.NOT_TOUCHED
         context.report(image, OutcomeWord.EXISTING, code=code, reason=reason)
+        context.sources.present(context, image)
         if not touched:
             context.notice(f"{image.name}: {reason}")
         return True

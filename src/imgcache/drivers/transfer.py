@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from imgcache import __version__
-from imgcache.errors import ErrorCode, HostError, ImageServiceUnreachableError
+from imgcache.drivers.feed import ItemError
+from imgcache.drivers.order_fields import (
+    DEFAULT_LIMITS,
+    image_fields,
+    listener_fields,
+    source_fields,
+)
+from imgcache.drivers.push import Pushing, SourceBrokeError
+from imgcache.errors import ErrorCode, HostError
 from imgcache.plan import OutcomeWord, SourceKind
-from imgcache.transport.conversation import MAX_DATA_BYTES, OrderError
+from imgcache.transport.conversation import OrderError
 from imgcache.transport.wire import protocol_error
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from imgcache.drivers.base import HostContext
-    from imgcache.model import Image, Secret, ServiceAccess
+    from imgcache.drivers.feed import Feed, Ticket
+    from imgcache.model import Image, Secret
     from imgcache.transport.conversation import Conversation, Message, Order
 
 #: The helper says something at least every 2 s during a fetch; silence this long means it hangs.
@@ -23,26 +35,22 @@ SILENCE_S = 30.0
 #: A phase whose byte count does not grow for so long hangs, however talkative the helper is. Longer
 #: than the helper's own stall limit, and than the flush of a big file to a slow disk.
 STANDSTILL_S = 600.0
-#: Another source is tried only when the host cannot reach this one; other failures would repeat.
-_NEXT_SOURCE_CODES = frozenset({ErrorCode.UNREACHABLE})
-#: Wrong bytes do not get better.
+#: Wrong bytes from the image service do not get better.
 _MAX_DIGEST_REPETITIONS = 1
 #: A fresh token is no repetition, but a host must not ask for one again and again.
 TOKEN_INTERVAL_S = 3600.0
-
-DEFAULT_LIMITS: dict[str, object] = {
-    "stall_s": 30,
-    "min_rate": 65536,
-    "min_rate_window_s": 60,
-    "connect_s": 10,
-    "max_virtual_size": 2 << 40,
-    "lock_wait_s": 60,
-    "alive_s": 15,
-}
+#: What lets others read, besides what a fetch needs.
+RELAY_MODULES = ("offers", "relay")
+#: How long a helper may take to listen for others of its site.
+_LISTEN_S = 60.0
+#: Phases in which bytes come; later ones are not worth stopping.
+_MOVING = frozenset({"download", "hash"})
+#: Not the image's fault, nor the host's: time was up.
+STOP_CODES = frozenset({ErrorCode.WINDOW, ErrorCode.DEADLINE, ErrorCode.HALTED})
 
 
-class ItemError(HostError):
-    """This image cannot be had on this host; the conversation can go on with the next one."""
+class _StoppedError(ItemError):
+    """No more bytes may be moved now; the helper still has to be told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +63,8 @@ class TransferEnd:
     """The helper's result, or why there is none."""
     bytes_fetched: int
     """From all sources."""
+    remark: str | None = None
+    """What the operator should know about it besides."""
 
 
 async def fetch_image(
@@ -64,19 +74,22 @@ async def fetch_image(
 
     Sources that this host cannot reach are added to ``given_up``; they are not tried for the next image.
     """
-    end = await transfer(context, talk, image, given_up, "fetch")
-    if isinstance(end.ending, HostError):
-        error = end.ending
-        context.report(
-            image,
-            OutcomeWord.ERROR,
-            code=error.code,
-            reason=f"{error.message}: {error.hint}" if error.hint else error.message,
-            source=end.kind,
-            bytes_fetched=end.bytes_fetched,
-        )
-    else:
+    keep = context.host.settings.keep_original
+    more = {"keep_original": keep, "keep_partial": True}
+    end = await transfer(context, talk, image, given_up, "fetch", relays=True, **more)
+    if not isinstance(end.ending, HostError):
         _report(context, image, end, end.ending)
+        return
+    error = end.ending
+    reason = f"{error.message}: {error.hint}" if error.hint else error.message
+    context.report(
+        image,
+        OutcomeWord.SKIPPED if error.code in STOP_CODES else OutcomeWord.ERROR,
+        code=error.code,
+        reason=f"{reason}; {end.remark}" if end.remark else reason,
+        source=end.kind,
+        bytes_fetched=end.bytes_fetched,
+    )
 
 
 async def transfer(
@@ -85,48 +98,61 @@ async def transfer(
     image: Image,
     given_up: set[SourceKind],
     op: str,
+    *,
+    relays: bool = False,
     **more: object,
 ) -> TransferEnd:
     """Have the helper work off ``fetch``, or an order that brings bytes as that does; see ``fetch_image``.
 
-    ``more``: fields of the order that ``fetch`` has not.
+    ``relays``: the host may read from others, and they from it, as ``fetch`` does. ``more``: fields of the
+    order that not every such order has.
     """
-    offered = context.sources.kinds(image)
-    kinds = [kind for kind in offered if kind not in given_up] or offered
-    bytes_before = 0
-    for kind in kinds:
-        attempt = _Transfer(context, talk, image, kind, op, more)
+    feed = context.sources.feed(context, image, given_up, relays=relays)
+    run = Transfer(context, talk, image, feed, op=op, more=more)
+    failure: HostError | None = None
+    whole = False
+    ending: Message | HostError
+    try:
         try:
-            answer = await attempt.run()
+            ending = await run.run()
+            whole = ending.fields.opt_str("state", limit=40) == "cached"
         except (OrderError, ItemError) as error:
-            bytes_before += attempt.bytes_fetched
-            if error.code in _NEXT_SOURCE_CODES and kind is not kinds[-1]:
-                given_up.add(kind)
-                context.notice(f"{image.name}: {error.message}; pushing it from here instead")
-                continue
-            return TransferEnd(kind, error, bytes_before)
-        return TransferEnd(kind, answer, bytes_before + attempt.bytes_fetched)
-    message = "an image without sources"
-    raise AssertionError(message)
+            ending = failure = error
+    except HostError as error:
+        failure = error
+        raise
+    finally:
+        remark = feed.ended(failure, whole=whole)
+    return TransferEnd(run.kind, ending, run.bytes_fetched, remark)
 
 
-@dataclass(slots=True)
-class _Transfer:
-    """One order that brings bytes, from one kind of source."""
+class Transfer:
+    """One order that brings bytes, from one source after the other."""
 
-    context: HostContext
-    talk: Conversation
-    image: Image
-    kind: SourceKind
-    op: str
-    more: dict[str, object]
-    bytes_fetched: int = 0
-    _repetitions: int = 0
-    _digest_repetitions: int = 0
-    _token_at: float | None = None
-    _access: ServiceAccess | None = None
-    _mark: tuple[str, int] = ("", -1)
-    _mark_at: float = 0.0
+    def __init__(
+        self,
+        context: HostContext,
+        talk: Conversation,
+        image: Image,
+        feed: Feed,
+        *,
+        op: str,
+        more: dict[str, object],
+    ) -> None:
+        self.context = context
+        self.talk = talk
+        self.image = image
+        self.feed = feed
+        self.bytes_fetched = 0
+        self.kind = SourceKind.SERVICE
+        self._op = op
+        self._more = more
+        self._repetitions = 0
+        self._digest_repetitions = 0
+        self._token_at: float | None = None
+        self._ticket: Ticket
+        self._mark: tuple[str, int] = ("", -1)
+        self._mark_at = 0.0
 
     async def run(self) -> Message:
         """Send the order, answer what the helper asks, return the result.
@@ -135,60 +161,109 @@ class _Transfer:
             OrderError, ItemError: this image failed; the conversation can go on.
             HostError: the conversation is over.
         """
-        source = await self._source()
-        self._mark_at = time.monotonic()
-        order = self.talk.order(
-            self.op,
-            base=self.image.base_name,
-            image=_image_fields(self.image),
-            source=source,
-            limits={**DEFAULT_LIMITS, "reserve": self.context.host.settings.reserve_bytes},
-            tool=f"imgcache {__version__}",
-            run=self.context.run_id,
-            **self.more,
-        )
-        async with self.talk.keep_alive():
-            await self.talk.flush()
-            answer = await self._until_result(order)
-        self.bytes_fetched = answer.fields.get_int("bytes_fetched")
-        return answer
-
-    async def _source(self) -> dict[str, object]:
-        if self.kind is SourceKind.PUSH:
-            return {"kind": "push"}
+        await self._listen()
         try:
-            self._access = await self.context.sources.access(self.image, None)
+            self._take(await self.feed.first())
         except HostError as error:
             raise ItemError(error.code, error.message, hint=error.hint) from error
-        access = self._access
-        return {
-            "kind": "service",
-            "url": access.url,
-            "token": access.token.reveal() if access.token else None,
-            "ca_pem": access.ca_pem,
-            "insecure": access.insecure,
+        self._check_time(0)
+        self._mark_at = time.monotonic()
+        order = self.talk.order(self._op, **self._fields())
+        async with self.talk.keep_alive():
+            await self.talk.flush()
+            try:
+                async with self._steered(order):
+                    answer = await self._until_result(order)
+            except (_StoppedError, SourceBrokeError):
+                finished = await self._stop(order)
+                if finished is None:
+                    raise
+                answer = finished
+        # What the controller pushed is counted here; of the rest the host knows best.
+        self.bytes_fetched = max(self.bytes_fetched, answer.fields.get_int("bytes_fetched"))
+        return answer
+
+    def _fields(self) -> dict[str, object]:
+        limits = {
+            **DEFAULT_LIMITS,
+            "min_rate": self.feed.min_rate,
+            "rate": self._ticket.rate,
+            "reserve": self.context.host.settings.reserve_bytes,
         }
+        offer = self.feed.offer
+        return {
+            "base": self.image.base_name,
+            "image": image_fields(self.image),
+            "source": source_fields(self._ticket),
+            "limits": limits,
+            "serve": {"name": offer.name, "key": offer.key.reveal()} if offer else None,
+            "tool": f"imgcache {__version__}",
+            "run": self.context.run_id,
+            **self._more,
+        }
+
+    async def _listen(self) -> None:
+        """Have the host listen for others of its site, when it shall; it may be unable to."""
+        listener = self.feed.listener
+        if listener is None:
+            return
+        self.talk.load(RELAY_MODULES)
+        order = self.talk.order("relay", **listener_fields(listener))
+        try:
+            answer = await self.talk.result(order, timeout_s=_LISTEN_S)
+        except OrderError as error:
+            self.feed.cannot_listen(error)
+        else:
+            self.feed.listening(answer.fields.get_int("port", low=1, high=65535))
+
+    def _take(self, ticket: Ticket) -> None:
+        self._ticket = ticket
+        self.kind = ticket.kind
+
+    # ---- while it runs
+
+    @asynccontextmanager
+    async def _steered(self, order: Order) -> AsyncIterator[None]:
+        """Pass on what the feed wishes meanwhile."""
+        steering = asyncio.create_task(self._steer(order))
+        try:
+            yield
+        finally:
+            steering.cancel()
+            with suppress(asyncio.CancelledError):
+                await steering
+
+    async def _steer(self, order: Order) -> None:
+        with suppress(HostError):  # whoever receives learns of it too
+            while True:
+                wish = await self.feed.wish()
+                if wish.switch and self.kind is SourceKind.RELAY:
+                    await self.talk.switch(order)
+                elif not wish.switch and self.kind is not SourceKind.PUSH:
+                    await self.talk.limit_rate(order, wish.rate)
 
     async def _until_result(self, order: Order) -> Message:
         while True:
             message = await self.talk.receive(order, SILENCE_S)
-            match message.event, self.kind:
-                case "progress", _:
-                    self._progress(message)
-                case "retry", SourceKind.SERVICE:
-                    await self._again(order, message)
-                case "ready", SourceKind.PUSH:
-                    return await self._push(
-                        order, message.fields.get_int("offset", high=self.image.size_bytes)
-                    )
-                case "result", _:
-                    return message
-                case _:
-                    # Above all: a host that is pushed to does not get a token by asking for one.
-                    text = f"the host answers a fetch by {self.kind} with {message.event}"
-                    raise protocol_error(text)
+            if message.event == "ready" and self.kind is SourceKind.PUSH:
+                offset = message.fields.get_int("offset", high=self.image.size_bytes)
+                message = await Pushing(self, order, offset, SILENCE_S).run()
+            if message.event == "progress":
+                self.note_progress(message)
+            elif message.event == "retry":
+                await self._again(order, message)
+            elif message.event == "result":
+                return message
+            else:
+                text = f"the host answers a fetch by {self.kind} with {message.event}"
+                raise protocol_error(text)
 
-    def _progress(self, message: Message) -> None:
+    def note_progress(self, message: Message) -> None:
+        """Take a ``progress``.
+
+        Raises:
+            HostError: it cannot be true, or stands still for too long, or time is up.
+        """
         phase = message.fields.get_str("phase")
         done, total = message.fields.get_int("done"), message.fields.get_int("total")
         if phase == "download" and total != self.image.size_bytes:
@@ -201,33 +276,59 @@ class _Transfer:
         elif now - self._mark_at > STANDSTILL_S:
             reason = f"{self.image.name}: no progress in {phase} for {STANDSTILL_S:.0f} s"
             raise HostError(ErrorCode.HANG, reason)
+        self.feed.progress(phase, done)
         self.context.progress(self.image, phase, done, total)
+        if phase in _MOVING:
+            self._check_time(done)
+
+    def _check_time(self, done: int) -> None:
+        """Raise when no more bytes may be moved now."""
+        error = self.context.must_stop()
+        if error is not None:
+            size = self.image.size_bytes
+            text = f"{error.message}: stopped at {done} of {size} bytes, the next run goes on there"
+            raise _StoppedError(error.code, text, hint=error.hint)
+
+    # ---- after a failure
 
     async def _again(self, order: Order, message: Message) -> None:
-        """Answer a ``retry``: a pause and ``again``, or ``stop`` and the error it was about."""
+        """Answer a ``retry``: ``again``, after a pause or from elsewhere; or ``stop`` and the error."""
         code = message.fields.get_enum("code", ErrorCode)
-        text = message.fields.get_str("message", limit=1000)
-        self.bytes_fetched = message.fields.get_int("bytes_fetched")
-        if not self._may_repeat(code):
-            await self._stop(order)
-            raise ItemError(code, text)
-        token = None
-        if code is ErrorCode.AUTH:
-            token = await self._fresh_token(order)
+        failure = ItemError(code, message.fields.get_str("message", limit=1000))
+        self.bytes_fetched = max(self.bytes_fetched, message.fields.get_int("bytes_fetched"))
+        offset = message.fields.get_int("offset", high=self.image.size_bytes)
+        if self.kind is SourceKind.PUSH and code is not ErrorCode.SWITCHED:
+            # Above all: a host that is pushed to does not get a token by asking for one.
+            text = f"the host answers a fetch by push with retry ({code})"
+            raise protocol_error(text)
+        token, new = None, None
+        if code is ErrorCode.AUTH and self.kind is SourceKind.SERVICE:
+            token = await self._fresh_token(order, failure)
+        elif self.kind is SourceKind.SERVICE and self.may_repeat(code):
+            await self.back_off(failure.message, message.fields.opt_float("after_s"))
         else:
-            after_s = message.fields.opt_float("after_s")
-            await self.context.back_off(self.image, self._repetitions, text, after_s)
-        await self.talk.again(order, token)
+            new = await self._elsewhere(order, failure, offset)
+        self._check_time(offset)
+        if new is None:
+            await self.talk.again(order, token)
+        else:
+            self._take(new)
+            await self.talk.again(order, None, source=source_fields(new), rate=new.rate)
         self._mark_at = time.monotonic()
 
-    def _may_repeat(self, code: ErrorCode) -> bool:
+    async def _elsewhere(self, order: Order, failure: ItemError, offset: int) -> Ticket:
+        try:
+            new = await self.feed.instead(failure, offset)
+        except HostError as error:
+            failure = ItemError(error.code, error.message, hint=error.hint)
+            new = None
+        if new is None:
+            await self._stop(order)
+            raise failure
+        return new
+
+    def may_repeat(self, code: ErrorCode) -> bool:
         """Count one more repetition; False when it would be one too many."""
-        now = time.monotonic()
-        if code is ErrorCode.AUTH:
-            if self._token_at is not None and now - self._token_at < TOKEN_INTERVAL_S:
-                return False
-            self._token_at = now
-            return True
         if code is ErrorCode.DIGEST:
             self._digest_repetitions += 1
         self._repetitions += 1
@@ -236,86 +337,33 @@ class _Transfer:
             and self._digest_repetitions <= _MAX_DIGEST_REPETITIONS
         )
 
-    async def _fresh_token(self, order: Order) -> Secret | None:
+    async def back_off(self, reason: str, after_s: float | None = None) -> None:
+        """Wait before the repetition that ``may_repeat`` has counted last."""
+        await self.context.back_off(self.image, self._repetitions, reason, after_s)
+
+    async def _fresh_token(self, order: Order, failure: ItemError) -> Secret | None:
+        now = time.monotonic()
+        if self._token_at is not None and now - self._token_at < TOKEN_INTERVAL_S:
+            await self._stop(order)
+            raise failure
+        self._token_at = now
         try:
-            self._access = await self.context.sources.access(self.image, self._access)
+            access = await self.context.sources.access(self.image, self._ticket.access)
         except HostError as error:
             await self._stop(order)
             raise ItemError(error.code, error.message, hint=error.hint) from error
-        return self._access.token
+        self._ticket = type(self._ticket)(self.kind, access, self._ticket.rate)
+        return access.token
 
-    async def _push(self, order: Order, offset: int) -> Message:
-        """Send the bytes, while listening: the helper may refuse them at any time."""
-        sending = asyncio.create_task(self._send_blocks(order, offset))
-        try:
-            while True:
-                message = await self._receive_beside(order, sending)
-                if message.event == "result":
-                    await self._check_all_sent(sending)
-                    return message
-                self._progress(message)
-        finally:
-            sending.cancel()
-            await asyncio.wait((sending,))
-
-    async def _check_all_sent(self, sending: asyncio.Task[None]) -> None:
-        # The helper answers the last frame; that it was sent may be known to it before it is to us.
-        await asyncio.wait((sending,), timeout=SILENCE_S)
-        if not sending.done() or sending.exception() is not None:
-            text = "the host says that it has the image, whose bytes were not all sent"
-            raise protocol_error(text)
-
-    async def _receive_beside(self, order: Order, sending: asyncio.Task[None]) -> Message:
-        """Return the next message; raises what broke the sending, when that came first."""
-        receiving = asyncio.ensure_future(self.talk.receive(order, SILENCE_S))
-        try:
-            await asyncio.wait((receiving, sending), return_when=asyncio.FIRST_COMPLETED)
-            if not receiving.done() and sending.done() and sending.exception() is not None:
-                receiving.cancel()
-                await asyncio.wait((receiving,))
-                await self._stop(order)
-                error = sending.exception()
-                if isinstance(error, HostError) and error.code is ErrorCode.SOURCE:
-                    raise ItemError(error.code, error.message, hint=error.hint) from error
-                raise error if error else AssertionError
-            return await receiving
-        finally:
-            receiving.cancel()
-
-    async def _send_blocks(self, order: Order, offset: int) -> None:
-        """Send everything from ``offset`` on; a source that broke off is resumed where it did."""
-        sent = offset
-        while True:
-            before = sent
-            try:
-                async with self.context.sources.blocks(self.image, sent) as blocks:
-                    async for block in blocks:
-                        for start in range(0, len(block), MAX_DATA_BYTES):
-                            part = block[start : start + MAX_DATA_BYTES]
-                            await self.talk.send_data(order, part)
-                            sent += len(part)
-                            self.bytes_fetched += len(part)
-                break
-            except HostError as error:
-                # Without a byte of progress, only what was not reached at all may be there later.
-                passing = sent > before or isinstance(error.__cause__, ImageServiceUnreachableError)
-                if (
-                    error.code is not ErrorCode.SOURCE
-                    or not passing
-                    or not self._may_repeat(error.code)
-                ):
-                    raise
-                await self.context.back_off(self.image, self._repetitions, error.message, None)
-        await self.talk.send_data(order, b"")
-
-    async def _stop(self, order: Order) -> None:
-        """Tell the helper to give the fetch up, and wait until it has cleaned up."""
+    async def _stop(self, order: Order) -> Message | None:
+        """Tell the helper to give the fetch up, and wait until it has; return the result if it came first."""
         await self.talk.stop(order)
         try:
-            while (await self.talk.receive(order, SILENCE_S)).event != "result":
+            while (message := await self.talk.receive(order, SILENCE_S)).event != "result":
                 pass
         except OrderError:
-            return
+            return None
+        return message
 
 
 def _report(context: HostContext, image: Image, end: TransferEnd, answer: Message) -> None:
@@ -323,11 +371,16 @@ def _report(context: HostContext, image: Image, end: TransferEnd, answer: Messag
     reason = answer.fields.opt_str("reason", limit=1000)
     if state == "cached":
         check_all_came(image, answer)
+    remarks = [reason, end.remark]
     if state == "cached" and image.digest.weak:
-        weak = f"verified with {image.digest.algo} only, the image service has no better digest"
-        reason = f"{reason}; {weak}" if reason else weak
+        algo = image.digest.algo
+        remarks.append(f"verified with {algo} only, the image service has no better digest")
     context.report(
-        image, OutcomeWord(state), reason=reason, source=end.kind, bytes_fetched=end.bytes_fetched
+        image,
+        OutcomeWord(state),
+        reason="; ".join(remark for remark in remarks if remark) or None,
+        source=end.kind,
+        bytes_fetched=end.bytes_fetched,
     )
 
 
@@ -337,19 +390,8 @@ def check_all_came(image: Image, answer: Message) -> None:
     Raises:
         HostError: code ``protocol``.
     """
-    came = answer.fields.get_int("bytes_fetched")
+    came = answer.fields.get_int("bytes_fetched") + (answer.fields.opt_int("resumed") or 0)
     if came < image.size_bytes:
         state = answer.fields.get_str("state")
         text = f"the host says {state}, after {came} of {image.size_bytes} bytes"
         raise protocol_error(text)
-
-
-def _image_fields(image: Image) -> dict[str, object]:
-    return {
-        "id": image.id,
-        "name": image.name,
-        "size": image.size_bytes,
-        "disk_format": image.disk_format,
-        "virtual_size": image.virtual_size_bytes,
-        "digest": {"algo": image.digest.algo, "value": image.digest.value},
-    }

@@ -74,6 +74,10 @@ class HostRun:
         """See ``HostContext``."""
         return NodeAccess(self._engine.service, endpoint)
 
+    def beside(self, host: Host) -> HostRun:
+        """See ``HostContext``."""
+        return HostRun(host, (), self._engine)
+
     @asynccontextmanager
     async def alone_on(self, storage_id: str) -> AsyncIterator[None]:
         """See ``HostContext``."""

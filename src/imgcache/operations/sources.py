@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from imgcache.errors import ErrorCode, HostError, ImageServiceError, UsageError
 from imgcache.events import Notice
+from imgcache.operations.feeds import DirectFeed, Outside
 from imgcache.operations.reader_thread import ReaderThread
 from imgcache.plan import SourceKind
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
+    from imgcache.drivers.base import HostContext
+    from imgcache.drivers.feed import Feed
     from imgcache.events import EventSink
     from imgcache.images.base import HostAccess, ImageService
     from imgcache.model import Image, Secret, ServiceAccess
@@ -116,6 +119,21 @@ class RunSources:
         finally:
             reader.end()
 
+    def feed(
+        self, context: HostContext, image: Image, given_up: set[SourceKind], *, relays: bool
+    ) -> Feed:
+        """See ``Sources``."""
+        outside = Outside(context, image, given_up, None, None)
+        return DirectFeed(outside)
+
+    def present(self, context: HostContext, image: Image) -> None:
+        """See ``Sources``."""
+
+    @asynccontextmanager
+    async def member(self, context: HostContext) -> AsyncIterator[None]:
+        """See ``Sources``."""
+        yield
+
 
 class NoSources:
     """See ``Sources``: for work that moves no images. Asking it for anything is a bug."""
@@ -131,6 +149,20 @@ class NoSources:
     def blocks(
         self, image: Image, offset: int
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """See ``Sources``."""
+        raise NotImplementedError
+
+    def feed(
+        self, context: HostContext, image: Image, given_up: set[SourceKind], *, relays: bool
+    ) -> Feed:
+        """See ``Sources``."""
+        raise NotImplementedError
+
+    def present(self, context: HostContext, image: Image) -> None:
+        """See ``Sources``."""
+        raise NotImplementedError
+
+    def member(self, context: HostContext) -> AbstractAsyncContextManager[None]:
         """See ``Sources``."""
         raise NotImplementedError
 

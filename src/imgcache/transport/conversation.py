@@ -66,7 +66,7 @@ async def start_conversation(
 
 
 class Conversation:
-    """See the module. Used by one task; only ``keep_alive`` writes beside it."""
+    """See the module. Used by one task; ``keep_alive``, ``switch`` and ``limit_rate`` may write beside it."""
 
     def __init__(self, session: Session, host: Host, modules: Sequence[str]) -> None:
         self._session = session
@@ -205,12 +205,27 @@ class Conversation:
         self._queue(launch.encode_frame({"op": "data", "id": order.id, "size": len(block)}) + block)
         await self.flush()
 
-    async def again(self, order: Order, token: Secret | None) -> None:
-        """Let a fetch that said ``retry`` go on, with a new token or (None) the one it has."""
+    async def again(self, order: Order, token: Secret | None, **fields: object) -> None:
+        """Let a fetch that said ``retry`` go on, with a new token or (None) the one it has.
+
+        ``fields``: ``source``, a whole new one; ``rate``, the most it may take from now on.
+        """
         revealed = token.reveal() if token else None
-        self._queue(launch.encode_frame({"op": "again", "id": order.id, "token": revealed}))
+        frame = {"op": "again", "id": order.id, "token": revealed, **fields}
+        self._queue(launch.encode_frame(frame))
         order.restart()
         self._reader.order_sent()
+        await self.flush()
+
+    async def switch(self, order: Order) -> None:
+        """Make a fetch leave its source: it says ``retry`` with code ``switched``, if it still reads."""
+        self._queue(launch.encode_frame({"op": "switch", "id": order.id}))
+        self._reader.order_sent()
+        await self.flush()
+
+    async def limit_rate(self, order: Order, bytes_per_s: int | None) -> None:
+        """Let a fetch take at most so much from its source from now on; None: whatever comes."""
+        self._queue(launch.encode_frame({"op": "rate", "id": order.id, "rate": bytes_per_s}))
         await self.flush()
 
     async def stop(self, order: Order) -> None:
