@@ -14,29 +14,29 @@ from urllib.parse import urlsplit
 
 from .core import Failure
 
-#: How long to look for a surplus byte when the server did not say where the body ends.
-_SURPLUS_S = 2.0
 _BUSY_STATUSES = (408, 425, 429)
 
 
 class Retry(Exception):
     """The attempt failed in a way that another may not."""
 
-    def __init__(self, code, message, after_s=None):
+    def __init__(self, code, message, after_s=None, **more):
         super().__init__(message)
         self.code = code
         self.message = message
         self.after_s = after_s
+        self.more = more
 
 
 class Download:
-    """One image from the image service."""
+    """One image from the image service. ``body``: what to read it with, as several attempts share it."""
 
-    def __init__(self, source, limits, sink, watch):
+    def __init__(self, source, limits, sink, watch, body=None):
         self.source = source
         self.limits = limits
         self.sink = sink
         self.watch = watch
+        self.body = body
         url = parse_url(source["url"])
         self.url = url
         self.target = (url.path or "/") + ("?" + url.query if url.query else "")
@@ -48,11 +48,15 @@ class Download:
         Raises:
             Retry, Failure: see the module.
         """
+        if self.body is None:
+            from .body import Body
+
+            self.body = Body(self.limits, self.sink, self.watch, False)
         connection = self._connect()
         try:
             self._fetch(connection)
         except Retry:
-            self.watch.check()
+            self.watch.check_source()
             raise
         finally:
             self.watch.call_on_stop_end()
@@ -76,18 +80,11 @@ class Download:
         offset = self.sink.count
         response = self._ask(connection, offset)
         if offset and not _serves_range(response, offset, self.sink.size):
-            status = response.status
-            if status in (200, 206, 400, 416):
-                self.sink.restart()
-            if status in (206, 400, 416):
-                connection.close()
-                connection.timeout = self.limits["connect_s"]
-                self._open(connection)
-                response = self._ask(connection, 0)
+            response = self._without_range(connection, response)
         self._judge(response)
         length = self._length(response)
         try:
-            self._read_body(response, length is None)
+            self.body.read(response, length is None)
         except socket.timeout:
             raise Retry(
                 "stall", "no byte from %s for %g s" % (self.place, self.limits["stall_s"])
@@ -101,6 +98,22 @@ class Download:
                 "download",
                 "the body ended after %d of %d bytes" % (self.sink.count, self.sink.size),
             )
+
+    def _without_range(self, connection, response):
+        """Start from zero where the service does not go on in the middle; return its answer to that."""
+        status = response.status
+        if status in (200, 206, 400, 416):
+            self.sink.restart()
+        if status in (206, 400, 416):
+            connection.close()
+            connection.timeout = self.limits["connect_s"]
+            self._open(connection)
+            response = self._ask(connection, 0)
+        return response
+
+    def _refusal(self, code, message, **fields):
+        """Return what to raise when another attempt would come to the same."""
+        return Failure(code, message, **fields)
 
     # ---- connecting
 
@@ -123,7 +136,7 @@ class Download:
         try:
             context = ssl.create_default_context(cadata=self.source["ca_pem"])
         except (ssl.SSLError, ValueError) as error:
-            raise Failure(
+            raise self._refusal(
                 "tls",
                 "the CA certificates given for the image service cannot be used: %s"
                 % _reason(error),
@@ -141,18 +154,26 @@ class Download:
         except (OSError, ValueError) as error:
             connection.close()
             if _is_distrust(error):
-                raise Failure("tls", "no trust in %s: %s" % (self.place, _reason(error))) from error
+                raise self._refusal(
+                    "tls", "no trust in %s: %s" % (self.place, _reason(error))
+                ) from error
             raise Retry(
                 "unreachable", "cannot connect to %s: %s" % (self.place, _reason(error))
             ) from error
         taken = connection.sock
+        self._meet(taken)
         self.watch.call_on_stop(lambda: _shut(taken))
+
+    def _meet(self, sock):
+        """Prepare a connection that was just made."""
+        if self.body:
+            self.body.attach(sock)
 
     def _ask(self, connection, offset):
         headers = {"User-Agent": "imgcache", "Accept": "application/octet-stream, */*"}
         if self.source["token"] is not None:
             if not _plain(self.source["token"]):
-                raise Failure("auth", "the token holds characters that no token has")
+                raise self._refusal("auth", "the token holds characters that no token has")
             headers["X-Auth-Token"] = self.source["token"]
         if offset:
             headers["Range"] = "bytes=%d-" % offset
@@ -178,45 +199,45 @@ class Download:
         status = response.status
         if status in (200, 206):
             if response.getheader("Content-Encoding", "identity") != "identity":
-                raise Failure("download", "%s sends the image encoded, unasked" % self.place)
+                raise self._refusal("download", "%s sends the image encoded, unasked" % self.place)
             return
         fields = {"status": status}
         said = "%s answered %d" % (self.place, status)
         if status == 204:
-            raise Failure("nodata", said + ": the image has no data", **fields)
+            raise self._refusal("nodata", said + ": the image has no data", **fields)
         if status == 401:
             raise Retry("auth", said + ": it does not accept the token")
         if status == 403:
-            raise Failure(
+            raise self._refusal(
                 "forbidden",
                 said + ": downloading is forbidden, or the image is deactivated",
                 **fields,
             )
         if status in (404, 410):
-            raise Failure(
+            raise self._refusal(
                 "gone", said + ": the image is gone, or not visible with this token", **fields
             )
         if 300 <= status < 400:
             target = urlsplit(response.getheader("Location") or "")
             shown = ascii("%s://%s" % (target.scheme, target.netloc.rpartition("@")[2]))[:200]
-            raise Failure(
+            raise self._refusal(
                 "redirect",
                 "%s and points to %s; redirects are not followed" % (said, shown),
                 **fields,
             )
         if status in _BUSY_STATUSES or status >= 500:
             raise Retry("download", said, _retry_after(response.getheader("Retry-After")))
-        raise Failure("download", said, **fields)
+        raise self._refusal("download", said, **fields)
 
     def _length(self, response):
         expected = self.sink.size - self.sink.count
         if response.status == 206 and not self.sink.count:
-            raise Failure("download", "%s sends a part, unasked" % self.place)
+            raise self._refusal("download", "%s sends a part, unasked" % self.place)
         length = response.length
         if length is None or response.chunked:
             return None
         if length > expected:
-            raise Failure(
+            raise self._refusal(
                 "size",
                 "%s announces %d bytes, the image has %d more" % (self.place, length, expected),
                 size=length,
@@ -227,78 +248,6 @@ class Download:
                 "%s announces %d bytes, the image has %d more" % (self.place, length, expected),
             )
         return length
-
-    def _read_body(self, response, endless):
-        """Read until the size is reached, and, when the body's length was not announced, one byte on."""
-        pace = _Pace(self.limits)
-        sink = self.sink
-        while sink.count < sink.size:
-            owner = sink.buffer()
-            view = memoryview(owner)
-            filled, error = 0, None
-            while filled < len(view) and sink.count + filled < sink.size and error is None:
-                want = min(len(view) - filled, sink.size - sink.count - filled + endless)
-                try:
-                    # A chunk's head may come byte by byte within one call, each just in time.
-                    self.watch.give_up_in(2 * self.limits["stall_s"])
-                    got = pace.timed(_read_some, response, view[filled : filled + want])
-                    self.watch.give_up_in(None)
-                    if not got:
-                        break
-                except (OSError, ValueError, http.client.HTTPException, Retry) as caught:
-                    error = caught
-                else:
-                    filled += got
-                    self.watch.tell("download", sink.count + filled, sink.size)
-            if filled:
-                sink.write(view[:filled], owner)
-            else:
-                sink.give_back(owner)
-            if error is not None:
-                raise error
-            if not filled:
-                return
-        if endless:
-            self._refuse_surplus(response)
-
-    def _refuse_surplus(self, response):
-        try:
-            raw = response.fp.raw._sock if response.fp else None
-            if raw is not None:
-                raw.settimeout(_SURPLUS_S)
-            surplus = _read_some(response, memoryview(bytearray(1)))
-        except (OSError, ValueError, AttributeError, http.client.HTTPException):
-            return  # all bytes are here; whether they are the right ones the digest tells
-        if surplus:
-            self.sink.write(b"x")  # one more than the image has: fails
-
-
-class _Pace:
-    """Watches the least rate over a sliding window of the time spent waiting for bytes."""
-
-    def __init__(self, limits):
-        self.window_s = limits["min_rate_window_s"]
-        self.least = limits["min_rate"] * self.window_s
-        self.waited_s = 0.0
-        self.bytes = 0
-        self.marks = [(0.0, 0)]
-
-    def timed(self, read, *args):
-        """Call ``read`` and account for it; raise ``Retry`` when too little came within the window."""
-        before = time.monotonic()
-        got = read(*args)
-        self.waited_s += time.monotonic() - before
-        self.bytes += got
-        if self.waited_s - self.marks[-1][0] >= self.window_s / 16:
-            self.marks.append((self.waited_s, self.bytes))
-            while self.waited_s - self.marks[1][0] >= self.window_s:
-                self.marks.pop(0)
-            since, count = self.marks[0]
-            if self.waited_s - since >= self.window_s and self.bytes - count < self.least:
-                raise Retry(
-                    "stall", "only %d bytes in %g s" % (self.bytes - count, self.waited_s - since)
-                )
-        return got
 
 
 def parse_url(text):
@@ -318,18 +267,6 @@ def parse_url(text):
             "unreachable", "the image service's URL must be http:// or https:// with a plain host"
         )
     return url
-
-
-def _read_some(response, view):
-    """Read what is there, at least a byte, at most ``view``; 0 at the end.
-
-    Past the headers a body of announced or endless length is the bare connection: read it without a copy.
-    """
-    if response.chunked:
-        data = response.read1(len(view))
-        view[: len(data)] = data
-        return len(data)
-    return response.fp.readinto1(view) if response.fp else 0
 
 
 def _serves_range(response, offset, size):

@@ -14,7 +14,7 @@ import time
 from . import cache as caches
 from . import formats, qemu
 from .core import Failure, os_failure
-from .download import Download, Retry
+from .sources import Bringing
 from .staging import Sink, Staging, hash_sparse, live_staging, new_digest
 from .watch import watch as watch_of
 
@@ -153,62 +153,12 @@ class Fetch:
 
     def bring(self, staging):
         """Get the original bytes, all of them and the right ones."""
-        digest = self.image["digest"]
-        sink = Sink(staging.fd, self.cache.own_fd, self.size, digest["algo"])
+        sink = Sink(staging.fd, self.cache.own_fd, self.size, self.image["digest"]["algo"])
         try:
-            if self.order["source"]["kind"] == "push":
-                self.take_push(sink)
-                if sink.hexdigest() != digest["value"].lower():
-                    raise Failure("digest", "the bytes do not have the image's %s" % digest["algo"])
-            else:
-                self.download(sink, digest)
+            Bringing(self.session, self.order, sink).run()
         finally:
             self.received = sink.received
             sink.close()
-
-    def take_push(self, sink):
-        """Take the bytes that the controller sends."""
-        self.session.answer(self.order, "ready", offset=0)
-        while True:
-            self.watch.tell("download", sink.count, sink.size)
-            frame = self.watch.next_answer()
-            if frame["op"] != "data":
-                continue
-            if not frame["size"]:
-                break
-            sink.write(memoryview(frame["raw"]))
-        if sink.count != sink.size:
-            raise Failure("source", "%d bytes came, the image has %d" % (sink.count, sink.size))
-
-    def download(self, sink, digest):
-        """Get the bytes from the image service, as often as the controller wants it tried."""
-        source = self.order["source"]
-        mismatches = 0
-        while True:
-            try:
-                Download(source, self.limits, sink, self.watch).attempt()
-                if sink.hexdigest() == digest["value"].lower():
-                    source["token"] = None
-                    return
-                mismatches += 1
-                message = "the bytes do not have the image's %s" % digest["algo"]
-                sink.restart()
-                if mismatches > 1:
-                    raise Failure("digest", message + ", twice")
-                raise Retry("digest", message)
-            except Retry as retry:
-                self.session.answer(
-                    self.order,
-                    "retry",
-                    code=retry.code,
-                    message=retry.message,
-                    after_s=retry.after_s,
-                    offset=sink.count,
-                    bytes_fetched=sink.received,
-                )
-            again = self.watch.next_answer(pause=True)
-            if again.get("token") is not None:
-                source["token"] = again["token"]
 
     # ---- judging and converting
 

@@ -17,6 +17,8 @@ from .core import Failure, os_failure
 _SUFFIX = ".staging"
 _BUFFER_BYTES = 1 << 20
 _BUFFERS = 4
+#: Steps of a buffer, or pushed blocks, that may wait to be hashed.
+_STEPS = 16
 #: After this many bytes the kernel is asked to write them out, so that the final sync finds little to do.
 _WRITE_OUT_BYTES = 16 << 20
 _RENAME_NOREPLACE = 1
@@ -159,10 +161,13 @@ class Sink:
         self.algo = algo
         self.count = 0
         self.received = 0
+        self.resumed = 0
+        self.origin = None
+        self.origins = set()
         self._digest = new_digest(algo)
         self._written_out = 0
         self._free = queue.Queue()
-        self._todo = queue.Queue(_BUFFERS)
+        self._todo = queue.Queue(_STEPS)
         for _ in range(_BUFFERS):
             self._free.put(bytearray(_BUFFER_BYTES))
         self._thread = threading.Thread(target=self._hash, daemon=True)
@@ -184,6 +189,8 @@ class Sink:
             raise Failure(
                 "size", "more bytes came than the image has (%d)" % self.size, size=self.size
             )
+        if length:
+            self.origins.add(self.origin)
         self._todo.put((view, owner))
         try:
             rest = view
@@ -198,16 +205,13 @@ class Sink:
             )
             self._written_out = self.count
 
-    def give_back(self, owner):
-        """Return a buffer that was not used."""
-        self._free.put(owner)
-
     def restart(self):
         """Forget all bytes."""
         self._todo.join()
         os.ftruncate(self.fd, 0)
         os.lseek(self.fd, 0, os.SEEK_SET)
-        self.count = self._written_out = 0
+        self.count = self.resumed = self._written_out = 0
+        self.origins = set()
         self._digest = new_digest(self.algo)
 
     def hexdigest(self):
