@@ -117,7 +117,7 @@ class Rig:
             return run_delete(request, self.inventory(), service, self)
 
     def clean(self, **more: Any) -> EntryReport:
-        return run_clean(CleanRequest(**self._common(more)), self.inventory(), self)
+        return run_clean(CleanRequest(**self._common(more)), self.inventory(), None, self)
 
     def verify(self, *names: str, **more: Any) -> EntryReport:
         request = VerifyRequest(names=names, **self._common(more))
@@ -130,7 +130,7 @@ class Rig:
             return run_pin(request, self.inventory(), service, self)
 
     def refresh(self, **more: Any) -> EntryReport:
-        return run_refresh(RefreshRequest(**self._common(more)), self.inventory(), self)
+        return run_refresh(RefreshRequest(**self._common(more)), self.inventory(), None, self)
 
     def list(self, *names: str, **more: Any) -> ListReport:
         request = ListRequest(names=names, **self._common(more))
@@ -138,7 +138,7 @@ class Rig:
             return run_list(request, self.inventory(), service, self)
 
     def status(self, **more: Any) -> StatusReport:
-        return run_status(StatusRequest(**self._common(more)), self.inventory(), self)
+        return run_status(StatusRequest(**self._common(more)), self.inventory(), None, self)
 
     def precache(self, *names: str, **more: Any) -> Report:
         request = PrecacheRequest(

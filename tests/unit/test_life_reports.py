@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from imgcache.drivers.libvirt import LibvirtDriver
 from imgcache.errors import ErrorCode, ExitCode, ImageProblemsError
 from imgcache.model import Host, HostSettings, ImageId, base_file_name
-from imgcache.operations.catalogue import Catalogue
+from imgcache.operations.catalogue import Catalogue, KnownImages
 from imgcache.operations.status import status_of, totals_of
 from imgcache.plan import (
     EntryOutcome,
@@ -100,13 +101,17 @@ def test_the_page_lists_exactly_the_words_for_entries() -> None:
 OTHER = ImageId("ABCDEF00-0000-4000-8000-000000000000")
 
 
+def entries(images: KnownImages) -> set[str]:
+    return set(images.by_entry(LibvirtDriver()))
+
+
 def test_names_ids_and_capitals_are_resolved() -> None:
     known = Catalogue([(image_id(1), "one", "active"), (OTHER, "two", "deactivated")])
-    assert set(known.resolve(["one"])) == {base(1)}
-    assert set(known.resolve([image_id(1).upper()])) == {base(1)}
-    assert set(known.resolve([OTHER.lower()])) == {base_file_name(OTHER)}
+    assert entries(known.resolve(["one"])) == {base(1)}
+    assert entries(known.resolve([image_id(1).upper()])) == {base(1)}
+    assert entries(known.resolve([OTHER.lower()])) == {base_file_name(OTHER)}
     # An id that is not listed may be hashed either way.
-    assert set(Catalogue().resolve([OTHER])) == {
+    assert entries(Catalogue().resolve([OTHER])) == {
         base_file_name(OTHER),
         base_file_name(ImageId(OTHER.lower())),
     }

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import typer
 
@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     from imgcache.model import Inventory
     from imgcache.operations.selection import Selection
 
-Request = TypeVar("Request")
+
+class _Request(Protocol):
+    """What every command about hosts is asked with; see ``operations.fleet.FleetRequest``."""
+
+    @property
+    def selection(self) -> "Selection":
+        """Which hosts."""
+
+
+Request = TypeVar("Request", bound=_Request)
 Report = TypeVar("Report")
 
 
@@ -45,7 +54,7 @@ def run_on_hosts(
     *,
     with_service: bool,
 ) -> Report:
-    """Load the inventory, open the image service if asked to, and run.
+    """Load the inventory, open the image service if asked to or a selected host is a node of it, and run.
 
     Raises:
         ImgcacheError: see ``run``.
@@ -56,10 +65,17 @@ def run_on_hosts(
     inventory = load_inventory(called.inventory)
     with ExitStack() as stack:
         service = None
-        if with_service:
+        if with_service or _hosts_need_service(inventory, request.selection):
             from imgcache.images.open import open_image_service  # noqa: PLC0415
             from imgcache.images.options import CloudOptions  # noqa: PLC0415
 
             options = CloudOptions(called.cloud, called.cloud_values)
             service = stack.enter_context(open_image_service(inventory.image_service, options))
         return run(request, inventory, service, stack.enter_context(output.sink()))
+
+
+def _hosts_need_service(inventory: "Inventory", selection: "Selection") -> bool:
+    from imgcache.operations.fleet import driver_of  # noqa: PLC0415
+    from imgcache.operations.selection import select_hosts  # noqa: PLC0415
+
+    return any(driver_of(host).needs_service for host in select_hosts(inventory, selection))

@@ -92,7 +92,7 @@ def clean(  # noqa: PLR0917 - options are parameters in Typer
         report = run_on_hosts(
             ctx,
             output,
-            lambda asked, inventory, _, sink: run_clean(asked, inventory, sink),
+            run_clean,
             request,
             with_service=False,
         )

@@ -73,7 +73,7 @@ def refresh(  # noqa: PLR0917 - options are parameters in Typer
     report = run_on_hosts(
         ctx,
         output,
-        lambda asked, inventory, _, sink: run_refresh(asked, inventory, sink),
+        run_refresh,
         request,
         with_service=False,
     )

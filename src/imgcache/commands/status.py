@@ -85,7 +85,7 @@ def status(  # noqa: PLR0917 - options are parameters in Typer
     report = run_on_hosts(
         ctx,
         output,
-        lambda asked, inventory, _, sink: run_status(asked, inventory, sink),
+        run_status,
         request,
         with_service=False,
     )

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from imgcache.errors import ImageProblemsError, Problem
 from imgcache.guards import base_of
 from imgcache.images.records import is_image_id
-from imgcache.model import Image, ImageId, base_file_name
+from imgcache.model import Image, ImageId
 from imgcache.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 
+    from imgcache.drivers.base import Driver
     from imgcache.images.base import ImageService
     from imgcache.model import CacheEntry
 
@@ -28,52 +29,74 @@ class KnownImage:
     id: ImageId
     name: str | None
     known_by: str
-    """``manifest``, ``hash`` (of a listed id) or ``user`` (named by its id on the command line)."""
+    """``name`` (of the entry), ``manifest``, ``hash`` (of a listed id) or ``user`` (named by its id)."""
 
 
-class Catalogue:
-    """The images that the image service lists, found by base file name, id or name."""
+class KnownImages:
+    """Images, found by what a driver calls their entries."""
+
+    def __init__(self, images: Iterable[KnownImage] = ()) -> None:
+        self._images = tuple(images)
+        self._by_driver: dict[str, Mapping[str, KnownImage]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._images)
+
+    def __iter__(self) -> Iterator[KnownImage]:
+        return iter(self._images)
+
+    def by_entry(self, driver: Driver) -> Mapping[str, KnownImage]:
+        """Return name of the entry -> image, in a cache of this driver."""
+        if driver.name not in self._by_driver:
+            self._by_driver[driver.name] = {
+                driver.entry_name(image.id): image for image in self._images
+            }
+        return self._by_driver[driver.name]
+
+
+class Catalogue(KnownImages):
+    """The images that the image service lists, found by id or name, too."""
 
     def __init__(self, listed: Iterable[tuple[ImageId, str, str]] = ()) -> None:
-        self._by_base = {
-            base_file_name(image_id): KnownImage(image_id, printable(name), "hash")
-            for image_id, name, _ in listed
-        }
-        self._ids = {image.id for image in self._by_base.values()}
+        super().__init__(
+            KnownImage(image_id, printable(name), "hash") for image_id, name, _ in listed
+        )
+        self._by_id = {image.id: image for image in self}
 
-    def __contains__(self, image_id: ImageId) -> bool:
-        return image_id in self._ids
+    def __contains__(self, image_id: object) -> bool:
+        return image_id in self._by_id
 
-    def image_of(self, base: str) -> KnownImage | None:
-        """Return the listed image whose base file has this name."""
-        return self._by_base.get(base)
+    def name_of(self, image_id: ImageId) -> str | None:
+        """Return the name of a listed image."""
+        image = self._by_id.get(image_id)
+        return image.name if image else None
 
-    def resolve(self, names: Sequence[str]) -> dict[str, KnownImage]:
-        """Return base file name -> image for ids and names; an id need not exist any more.
+    def resolve(self, names: Sequence[str]) -> KnownImages:
+        """Return the images of these ids and names; an id need not exist any more.
 
         Raises:
             ImageProblemsError: lists every name that is not the name of exactly one image.
         """
-        found: dict[str, KnownImage] = {}
+        found: dict[ImageId, KnownImage] = {}
         problems: list[Problem] = []
         for name in dict.fromkeys(names):
             matches = self._matches(name)
             if len({image.id.lower() for image in matches}) == 1:
-                found.update((base_file_name(image.id), image) for image in matches)
+                found.update((image.id, image) for image in matches)
             else:
                 problems.append(_problem(name, matches))
         if problems:
             message = f"{len(problems)} of {len(set(names))} images cannot be told"
             raise ImageProblemsError(message, problems)
-        return found
+        return KnownImages(found.values())
 
     def _matches(self, name: str) -> list[KnownImage]:
         if is_image_id(name):
-            listed = [one for one in self._by_base.values() if one.id.lower() == name.lower()]
-            # An id that is not listed is hashed as it was given, and as Glance would have made it.
+            listed = [one for one in self if one.id.lower() == name.lower()]
+            # An id that is not listed is taken as it was given, and as Glance would have made it.
             given = dict.fromkeys((name.lower(), name))
             return listed or [KnownImage(ImageId(one), None, "user") for one in given]
-        return [one for one in self._by_base.values() if one.name == printable(name)]
+        return [one for one in self if one.name == printable(name)]
 
 
 def _problem(name: str, matches: Sequence[KnownImage]) -> Problem:
@@ -94,8 +117,8 @@ def read_catalogue(service: ImageService | None) -> Catalogue:
     return Catalogue(service.list_images()) if service else Catalogue()
 
 
-def resolve_bases(names: Sequence[str], service: ImageService | None) -> dict[str, KnownImage]:
-    """Return base file name -> image; asks the image service only when a name is no id. Blocks.
+def resolve_images(names: Sequence[str], service: ImageService | None) -> KnownImages:
+    """Return the images of these names; asks the image service only when a name is no id. Blocks.
 
     Raises:
         ImageServiceError: the service cannot be used.
@@ -105,23 +128,41 @@ def resolve_bases(names: Sequence[str], service: ImageService | None) -> dict[st
     return (Catalogue() if all_ids else read_catalogue(service)).resolve(names)
 
 
-def noted_images(entries: Iterable[CacheEntry]) -> dict[str, KnownImage]:
-    """Return base file name -> image, as the manifests of these entries have it."""
-    return {
-        entry.name: KnownImage(entry.manifest.image_id, entry.manifest.image_name, "manifest")
-        for entry in entries
-        if entry.manifest and base_file_name(entry.manifest.image_id) == entry.name
-    }
+def noted_images(driver: Driver, entries: Iterable[CacheEntry]) -> dict[str, KnownImage]:
+    """Return name of the image's entry -> image, as the entries tell by themselves or in manifests."""
+    noted: dict[str, KnownImage] = {}
+    for entry in entries:
+        image, base = _told_by(entry), base_of(entry)
+        if image is None or base is None or driver.entry_name(image.id) != base:
+            continue
+        if base not in noted or noted[base].name is None:
+            noted[base] = image
+    return noted
+
+
+def _told_by(entry: CacheEntry) -> KnownImage | None:
+    manifest = entry.manifest
+    if entry.image_id is not None:
+        same = manifest is not None and manifest.image_id == entry.image_id
+        return KnownImage(
+            entry.image_id, manifest.image_name if manifest and same else None, "name"
+        )
+    if manifest is not None:
+        return KnownImage(manifest.image_id, manifest.image_name, "manifest")
+    return None
 
 
 def image_of(
-    entry: CacheEntry, noted: Mapping[str, KnownImage], catalogue: Catalogue
+    driver: Driver, entry: CacheEntry, noted: Mapping[str, KnownImage], catalogue: Catalogue
 ) -> KnownImage | None:
-    """Return the image an original or a resized copy belongs to, or None when that is not known."""
+    """Return the image that an entry is, or was made of, or None when that is not known."""
     base = base_of(entry)
     if base is None:
         return None
-    return noted.get(base) or catalogue.image_of(base)
+    found = noted.get(base) or catalogue.by_entry(driver).get(base)
+    if found is not None and found.name is None:
+        return replace(found, name=catalogue.name_of(found.id))
+    return found
 
 
 class Lookup:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from imgcache.drivers.base import Driver
     from imgcache.events import EventSink
     from imgcache.images.base import ImageService
-    from imgcache.model import Host, Inventory, ServiceAccess
+    from imgcache.model import Host, Inventory
     from imgcache.operations.host_run import HostRun
     from imgcache.plan import HostFailure
 
@@ -54,19 +54,20 @@ def run_check(
         ImageServiceError: the image service does not say where hosts reach it.
     """
     hosts = select_hosts(inventory, request.selection)
-    access = service.access_without_token()
-    return asyncio.run(_execute(request, hosts, access, sink))
+    return asyncio.run(_execute(request, hosts, service, sink))
 
 
 async def _execute(
-    request: CheckRequest, hosts: Sequence[Host], access: ServiceAccess | None, sink: EventSink
+    request: CheckRequest, hosts: Sequence[Host], service: ImageService, sink: EventSink
 ) -> CheckReport:
+    access = service.access_without_token()
+
     async def check_host(context: HostRun, driver: Driver) -> list[tuple[str, CheckState, str]]:
         rows = await driver.check(context, access)
         context.found_wrong = any(state is CheckState.FAIL for _, state, _ in rows)
         return [("login", CheckState.OK, "logged in, helper started"), *rows]
 
-    async with open_fleet("check", request, hosts, sink) as fleet:
+    async with open_fleet("check", request, hosts, sink, service=service) as fleet:
         found = await fleet.each(hosts, check_host)
     failed = {name: [_failed_check(failure)] for name, failure in fleet.failures.items()}
     return CheckReport(

@@ -19,6 +19,7 @@ from imgcache.plan import EntryOutcome, EntryWord
 if TYPE_CHECKING:
     from imgcache.drivers.base import Driver, RemovalRow
     from imgcache.events import EventSink
+    from imgcache.images.base import ImageService
     from imgcache.model import Host, Inventory
     from imgcache.operations.host_run import HostRun
     from imgcache.plan import EntryReport
@@ -55,17 +56,21 @@ def plan_clean(request: CleanRequest, inventory: Inventory) -> tuple[Host, ...]:
     return hosts
 
 
-def run_clean(request: CleanRequest, inventory: Inventory, sink: EventSink) -> EntryReport:
+def run_clean(
+    request: CleanRequest, inventory: Inventory, service: ImageService | None, sink: EventSink
+) -> EntryReport:
     """Clean; blocks until all hosts have ended or a signal ended the run.
 
     Raises:
         ImgcacheError: nothing was done; see ``plan_clean``.
         PlanRefusedError: more would be removed than ``max_delete`` allows; nothing was done.
     """
-    return asyncio.run(_execute(plan_clean(request, inventory), request, sink))
+    return asyncio.run(_execute(plan_clean(request, inventory), request, service, sink))
 
 
-async def _execute(hosts: tuple[Host, ...], request: CleanRequest, sink: EventSink) -> EntryReport:
+async def _execute(
+    hosts: tuple[Host, ...], request: CleanRequest, service: ImageService | None, sink: EventSink
+) -> EntryReport:
     stall_age_s = max(request.stall_age_s, HARD_FLOOR_S)
     seen: dict[str, dict[str, RemovalRow]] = {host.name: {} for host in hosts}
 
@@ -73,7 +78,7 @@ async def _execute(hosts: tuple[Host, ...], request: CleanRequest, sink: EventSi
         rows = seen[context.host.name]
         await driver.clean(context, stall_age_s, lambda row: _note(rows, row))
 
-    async with open_fleet("clean", request, hosts, sink) as fleet:
+    async with open_fleet("clean", request, hosts, sink, service=service) as fleet:
         planned = []
         if request.invalid:
             # First of all, so that a refusal comes before anything is removed.

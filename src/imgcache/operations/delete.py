@@ -7,20 +7,22 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from imgcache.errors import ErrorCode, UsageError
-from imgcache.operations.catalogue import resolve_bases
-from imgcache.operations.fleet import FleetRequest, open_fleet
+from imgcache.guards import base_of
+from imgcache.operations.catalogue import resolve_images
+from imgcache.operations.fleet import FleetRequest, driver_of, open_fleet
 from imgcache.operations.removal import carry_out, plan_hosts, report_of
 from imgcache.operations.selection import select_hosts
 from imgcache.plan import EntryOutcome, EntryWord
 from imgcache.policy import HostPlan, plan_delete
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Mapping
 
+    from imgcache.drivers.base import Driver
     from imgcache.events import EventSink
     from imgcache.images.base import ImageService
     from imgcache.model import Host, HostCache, Inventory
-    from imgcache.operations.catalogue import KnownImage
+    from imgcache.operations.catalogue import KnownImage, KnownImages
     from imgcache.plan import EntryReport
 
 
@@ -37,8 +39,7 @@ class DeletePlan:
     """What the run works with; made without contacting any host."""
 
     hosts: tuple[Host, ...]
-    images: Mapping[str, KnownImage]
-    """Base file name -> image."""
+    images: KnownImages
 
 
 def plan_delete_run(
@@ -55,7 +56,7 @@ def plan_delete_run(
     if not request.names:
         message = "no image named"
         raise UsageError(message, hint="name the images to delete")
-    return DeletePlan(hosts, resolve_bases(request.names, service))
+    return DeletePlan(hosts, resolve_images(request.names, service))
 
 
 def run_delete(
@@ -66,31 +67,35 @@ def run_delete(
     Raises:
         ImgcacheError: nothing was done; see ``plan_delete_run``.
     """
-    return asyncio.run(_execute(plan_delete_run(request, inventory, service), request, sink))
+    plan = plan_delete_run(request, inventory, service)
+    return asyncio.run(_execute(plan, request, service, sink))
 
 
-async def _execute(plan: DeletePlan, request: DeleteRequest, sink: EventSink) -> EntryReport:
-    async def decide(cache: HostCache, hosts: Collection[str]) -> HostPlan:
+async def _execute(
+    plan: DeletePlan, request: DeleteRequest, service: ImageService | None, sink: EventSink
+) -> EntryReport:
+    async def decide(driver: Driver, cache: HostCache, hosts: Collection[str]) -> HostPlan:
         del hosts
-        return plan_delete(cache, plan.images.keys())
+        return plan_delete(cache, plan.images.by_entry(driver).keys())
 
-    async with open_fleet("delete", request, plan.hosts, sink) as fleet:
+    async with open_fleet("delete", request, plan.hosts, sink, service=service) as fleet:
         planned = await plan_hosts(fleet, plan.hosts, decide)
         found = await carry_out(fleet, planned, ours_ok=True)
         for one in planned:
-            rows = found[one.host.name]
-            rows += absent_rows(one.host, plan.images, {row.entry[:40] for row in rows})
+            present = {base_of(decision.entry) for decision in one.plan.decisions}
+            images = plan.images.by_entry(driver_of(one.host))
+            found[one.host.name] += absent_rows(one.host, images, present)
         return report_of(fleet, found)
 
 
 def absent_rows(
-    host: Host, images: Mapping[str, KnownImage], present: Iterable[str]
+    host: Host, images: Mapping[str, KnownImage], present: Collection[str | None]
 ) -> list[EntryOutcome]:
-    """Return a row for each image of which the host has nothing.
+    """Return a row for each image of which the host has nothing; ``images``: name of its entry -> image.
 
-    An id given in capitals stands for two base files; one row is enough.
+    An id given in capitals stands for two entries; one row is enough.
     """
-    there = {images[base].id.lower() for base in present if base in images}
+    there = {image.id.lower() for base, image in images.items() if base in present}
     missing = {image.id.lower(): base for base, image in images.items()}
     return [
         EntryOutcome(

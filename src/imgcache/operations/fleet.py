@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
+from imgcache.drivers.capabilities import require
 from imgcache.drivers.registry import DRIVERS
 from imgcache.events import HostEnded, HostStarted, Notice, RunEnded, RunStarted
 from imgcache.operations.engine import Engine, Limits
@@ -90,12 +91,15 @@ class Fleet:
     ) -> dict[str, T]:
         """Return host name -> what ``work`` returned, hosts in the order given.
 
-        Hosts whose work failed, or was not begun, are in ``failures`` instead.
+        Hosts whose work failed, or was not begun, are in ``failures`` instead; those whose driver cannot
+        serve the command are not contacted.
         """
         found: dict[str, T] = {}
 
         async def work_on(context: HostRun, _: Sequence[Image]) -> None:
-            found[context.host.name] = await work(context, driver_of(context.host))
+            driver = driver_of(context.host)
+            require(driver, self.command)
+            found[context.host.name] = await work(context, driver)
 
         await self.run(hosts, (), work_on, NoSources())
         return {host.name: found[host.name] for host in hosts if host.name in found}

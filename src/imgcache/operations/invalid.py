@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from imgcache.drivers.base import VerdictState
+from imgcache.drivers.capabilities import supports
 from imgcache.events import ItemProgress
 from imgcache.guards import Rules, held_by
 from imgcache.model import EntryKind
@@ -77,11 +78,12 @@ async def find_faults(fleet: Fleet, hosts: Sequence[Host], *, bytes_per_s: int |
         if not faults.is_first(name, cache):
             return
         rules = Rules(policy=cache.policy, override_host=True)
+        can_hash = supports(driver, "verify")
         candidates: dict[str, CacheEntry] = {}
         for entry in cache.entries:
             if reason := visible_fault(entry):
                 faults.add(name, entry, reason)
-            elif entry.manifest and held_by(entry, rules) is None:
+            elif can_hash and entry.manifest and held_by(entry, rules) is None:
                 candidates[entry.name] = entry
 
         def judge(verdict: Verdict) -> None:
@@ -137,7 +139,8 @@ def progress_to(
 async def plan_faults(fleet: Fleet, hosts: Sequence[Host], faults: Faults) -> list[PlannedHost]:
     """Look at the hosts again and plan to remove the faulty entries that are still the same files."""
 
-    async def decide(cache: HostCache, names: Collection[str]) -> HostPlan:
+    async def decide(driver: Driver, cache: HostCache, names: Collection[str]) -> HostPlan:
+        del driver
         found = {
             name: fault for host in names for name, fault in faults.by_host.get(host, {}).items()
         }

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from imgcache.drivers.base import NoteRow, NoteState
+from imgcache.drivers.capabilities import why_not
 from imgcache.errors import ErrorCode, UsageError
 from imgcache.operations.fleet import driver_of
 from imgcache.plan import OutcomeWord
@@ -69,9 +70,12 @@ class PrecacheAndPin:
         left = [image for image in images if image.id not in held]
         if left:
             await driver.precache(_Holding(context, held), left)
+        if reason := why_not(driver, "precache --keep-for"):
+            _report_unpinned(context, held, reason)
+            return
         rows: dict[str, NoteRow] = {}
         if held:
-            names = [one.image.base_name for one in held.values()]
+            names = [driver.entry_name(one.image.id) for one in held.values()]
 
             def note(row: NoteRow) -> None:
                 rows[row.base_name] = row
@@ -79,7 +83,23 @@ class PrecacheAndPin:
             await driver.pin(context, names, self._until, note, extend=True)
         for one in list(held.values()):
             del held[one.image.id]
-            _report(context, one, rows[one.image.base_name])
+            _report(context, one, rows[driver.entry_name(one.image.id)])
+
+
+def _report_unpinned(context: HostRun, held: dict[str, _Held], reason: str) -> None:
+    """Report what is there on a back end that has no pins: done as far as it can be, with a warning."""
+    if held:
+        context.notice(f"not pinned: {reason}")
+    for one in list(held.values()):
+        del held[one.image.id]
+        context.report(
+            one.image,
+            one.outcome,
+            code=one.code or ErrorCode.DRIVER,
+            reason=f"{one.reason}; not pinned: {reason}" if one.reason else f"not pinned: {reason}",
+            source=one.source,
+            bytes_fetched=one.bytes_fetched,
+        )
 
 
 def _report(context: HostRun, one: _Held, row: NoteRow) -> None:

@@ -11,15 +11,16 @@ from imgcache.errors import ImageServiceError
 from imgcache.events import HostFailed, Notice
 from imgcache.guards import base_of
 from imgcache.images.records import is_image_id
+from imgcache.model import EntryKind
 from imgcache.operations.catalogue import (
     Catalogue,
     Lookup,
     image_of,
     noted_images,
     read_catalogue,
-    resolve_bases,
+    resolve_images,
 )
-from imgcache.operations.fleet import FleetRequest, open_fleet
+from imgcache.operations.fleet import FleetRequest, driver_of, open_fleet
 from imgcache.operations.selection import select_hosts
 from imgcache.plan import ListedEntry, ListReport, MissingImage
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from imgcache.events import EventSink
     from imgcache.images.base import ImageService
     from imgcache.model import CacheEntry, Host, HostCache, Inventory
-    from imgcache.operations.catalogue import KnownImage
+    from imgcache.operations.catalogue import KnownImage, KnownImages
     from imgcache.operations.fleet import Fleet
     from imgcache.operations.host_run import HostRun
 
@@ -56,10 +57,10 @@ class ListPlan:
     """What the run works with; made without contacting any host."""
 
     hosts: tuple[Host, ...]
-    wanted: Mapping[str, KnownImage]
-    """Base file name -> image, of ``names``."""
-    required: Mapping[str, KnownImage]
-    """Base file name -> image, of ``missing``."""
+    wanted: KnownImages
+    """Of ``names``."""
+    required: KnownImages
+    """Of ``missing``."""
     catalogue: Catalogue
     service: ImageService | None
     """None: there is none, or it cannot be used."""
@@ -87,8 +88,8 @@ def plan_list(request: ListRequest, inventory: Inventory, service: ImageService 
             raise
         notices = (f"names of images only as far as hosts noted them: {error.message}",)
         catalogue, service = Catalogue(), None
-        wanted = resolve_bases(request.names, service)
-        required = resolve_bases(request.missing, service)
+        wanted = resolve_images(request.names, service)
+        required = resolve_images(request.missing, service)
     else:
         wanted = catalogue.resolve(request.names)
         required = catalogue.resolve(request.missing)
@@ -106,18 +107,20 @@ def run_list(
     plan = plan_list(request, inventory, service)
     for notice in plan.notices:
         sink.emit(Notice(notice))
-    return asyncio.run(_execute(plan, request, sink))
+    return asyncio.run(_execute(plan, request, service, sink))
 
 
-async def _execute(plan: ListPlan, request: ListRequest, sink: EventSink) -> ListReport:
+async def _execute(
+    plan: ListPlan, request: ListRequest, service: ImageService | None, sink: EventSink
+) -> ListReport:
     lookup = Lookup(plan.service, plan.catalogue) if plan.service else None
 
     async def look(context: HostRun, driver: Driver) -> _HostList:
         cache = await driver.inspect(context, formats=True, use=True)
-        labels = await _labels(cache, plan.catalogue, lookup)
+        labels = await _labels(driver, cache, plan.catalogue, lookup)
         return _list_host(context.host, cache, labels, plan, request)
 
-    async with open_fleet("list", request, plan.hosts, sink) as fleet:
+    async with open_fleet("list", request, plan.hosts, sink, service=service) as fleet:
         found = await fleet.each(plan.hosts, look)
         return _report(fleet, found, plan)
 
@@ -131,13 +134,15 @@ class _HostList:
 _Labels = dict[str, tuple["KnownImage", bool | None]]
 
 
-async def _labels(cache: HostCache, catalogue: Catalogue, lookup: Lookup | None) -> _Labels:
-    """Return base file name -> image, and whether it is gone from the image service."""
-    noted = noted_images(cache.entries)
+async def _labels(
+    driver: Driver, cache: HostCache, catalogue: Catalogue, lookup: Lookup | None
+) -> _Labels:
+    """Return name of the image's entry -> image, and whether it is gone from the image service."""
+    noted = noted_images(driver, cache.entries)
     labels: _Labels = {}
     for entry in cache.entries:
         base = base_of(entry)
-        image = image_of(entry, noted, catalogue)
+        image = image_of(driver, entry, noted, catalogue)
         if base is not None and image is not None and base not in labels:
             labels[base] = image, await lookup.is_gone(image.id) if lookup else None
     return labels
@@ -147,6 +152,8 @@ def _list_host(
     host: Host, cache: HostCache, labels: _Labels, plan: ListPlan, request: ListRequest
 ) -> _HostList:
     rows = []
+    driver = driver_of(host)
+    filters = _filters(plan.wanted.by_entry(driver), request)
     for entry in cache.entries:
         image, gone = labels.get(base_of(entry) or "", (None, None))
         row = ListedEntry(
@@ -159,15 +166,17 @@ def _list_host(
             known_by=image.known_by if image else None,
             gone=gone,
         )
-        if all(passes(row) for passes in _filters(plan, request)):
+        if all(passes(row) for passes in filters):
             rows.append(row)
-    return _HostList(tuple(rows), _missing(host, cache.entries, plan.required))
+    return _HostList(tuple(rows), _missing(host, cache.entries, plan.required.by_entry(driver)))
 
 
-def _filters(plan: ListPlan, request: ListRequest) -> list[Callable[[ListedEntry], bool]]:
+def _filters(
+    wanted: Mapping[str, KnownImage], request: ListRequest
+) -> list[Callable[[ListedEntry], bool]]:
     filters: list[Callable[[ListedEntry], bool]] = []
     if request.names:
-        filters.append(lambda row: base_of(row.entry) in plan.wanted)
+        filters.append(lambda row: base_of(row.entry) in wanted)
     if request.unused:
         filters.append(lambda row: row.entry.users == 0 and not row.entry.live)
     if (oldest := request.older_than_s) is not None:
@@ -182,9 +191,11 @@ def _missing(
 ) -> tuple[MissingImage, ...]:
     """Return the images of which the host has no whole original.
 
-    An id given in capitals stands for two base files, of which one is enough.
+    An id given in capitals stands for two entries, of which one is enough.
     """
-    there = {entry.name for entry in entries if base_of(entry) == entry.name and _is_whole(entry)}
+    there = {
+        base_of(entry) for entry in entries if entry.kind is EntryKind.ORIGINAL and _is_whole(entry)
+    }
     found = {image.id.lower() for base, image in required.items() if base in there}
     lacking = {
         image.id.lower(): image for image in required.values() if image.id.lower() not in found

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from imgcache.drivers.base import NoteRow, NoteState
 from imgcache.errors import ErrorCode, UsageError
-from imgcache.guards import is_pinned
+from imgcache.guards import base_of, is_pinned
 from imgcache.model import EntryKind
-from imgcache.operations.catalogue import KnownImage, noted_images, resolve_bases
+from imgcache.operations.catalogue import KnownImage, noted_images, resolve_images
 from imgcache.operations.fleet import FleetRequest, open_fleet
 from imgcache.operations.removal import report_of
 from imgcache.operations.selection import select_hosts
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from imgcache.events import EventSink
     from imgcache.images.base import ImageService
     from imgcache.model import CacheEntry, Host, HostCache, Inventory
+    from imgcache.operations.catalogue import KnownImages
     from imgcache.operations.host_run import HostRun
     from imgcache.plan import EntryReport
 
@@ -48,8 +49,7 @@ class PinPlan:
     """What the run works with; made without contacting any host."""
 
     hosts: tuple[Host, ...]
-    images: Mapping[str, KnownImage]
-    """Base file name -> image."""
+    images: KnownImages
 
 
 def plan_pin(request: PinRequest, inventory: Inventory, service: ImageService | None) -> PinPlan:
@@ -64,7 +64,7 @@ def plan_pin(request: PinRequest, inventory: Inventory, service: ImageService | 
     if not request.names:
         message = "no image named"
         raise UsageError(message, hint="name the images to pin")
-    return PinPlan(hosts, resolve_bases(request.names, service))
+    return PinPlan(hosts, resolve_images(request.names, service))
 
 
 def run_pin(
@@ -75,31 +75,33 @@ def run_pin(
     Raises:
         ImgcacheError: nothing was done; see ``plan_pin``.
     """
-    return asyncio.run(_pin(plan_pin(request, inventory, service), request, sink))
+    plan = plan_pin(request, inventory, service)
+    return asyncio.run(_pin(plan, request, service, sink))
 
 
-async def _pin(plan: PinPlan, request: PinRequest, sink: EventSink) -> EntryReport:
+async def _pin(
+    plan: PinPlan, request: PinRequest, service: ImageService | None, sink: EventSink
+) -> EntryReport:
     command = "unpin" if request.until is None else "pin"
 
     async def note(context: HostRun, driver: Driver) -> list[EntryOutcome]:
         rows: list[NoteRow] = []
+        images = plan.images.by_entry(driver)
         if context.dry_run:
             cache = await driver.inspect(context, formats=False, use=False)
-            rows = _would_note(cache, plan.images)
+            rows = _would_note(cache, images)
         else:
-            await driver.pin(context, list(plan.images), request.until, rows.append)
-        return _one_row_per_image(
-            context.host, rows, plan.images, pinning=request.until is not None
-        )
+            await driver.pin(context, list(images), request.until, rows.append)
+        return _one_row_per_image(context.host, rows, images, pinning=request.until is not None)
 
-    async with open_fleet(command, request, plan.hosts, sink) as fleet:
+    async with open_fleet(command, request, plan.hosts, sink, service=service) as fleet:
         return report_of(fleet, await fleet.each(plan.hosts, note))
 
 
 def _would_note(cache: HostCache, images: Mapping[str, KnownImage]) -> list[NoteRow]:
     """Return what pinning would find."""
     managed = {
-        entry.name: entry.manifest is not None
+        base_of(entry): entry.manifest is not None
         for entry in cache.entries
         if entry.kind is EntryKind.ORIGINAL
     }
@@ -114,7 +116,7 @@ def _would_note(cache: HostCache, images: Mapping[str, KnownImage]) -> list[Note
 def _one_row_per_image(
     host: Host, rows: list[NoteRow], images: Mapping[str, KnownImage], *, pinning: bool
 ) -> list[EntryOutcome]:
-    """Return one outcome per image; an id in capitals stands for two base files, the one found counts."""
+    """Return one outcome per image; an id in capitals stands for two entries, the one found counts."""
     best: dict[str, NoteRow] = {}
     for row in rows:
         key = images[row.base_name].id.lower()
@@ -157,7 +159,9 @@ def _noted(host: Host, row: NoteRow, image: KnownImage, *, pinning: bool) -> Ent
 # ----------------------------------------------------------------------------------------------- refresh
 
 
-def run_refresh(request: RefreshRequest, inventory: Inventory, sink: EventSink) -> EntryReport:
+def run_refresh(
+    request: RefreshRequest, inventory: Inventory, service: ImageService | None, sink: EventSink
+) -> EntryReport:
     """Set the times of all pinned entries to now; blocks until all hosts have ended.
 
     Pins that have run out stay as they are: they keep nothing, and are renewed no more.
@@ -165,11 +169,15 @@ def run_refresh(request: RefreshRequest, inventory: Inventory, sink: EventSink) 
     Raises:
         UsageError: the selection makes no sense.
     """
-    return asyncio.run(_refresh(select_hosts(inventory, request.selection), request, sink))
+    hosts = select_hosts(inventory, request.selection)
+    return asyncio.run(_refresh(hosts, request, service, sink))
 
 
 async def _refresh(
-    hosts: tuple[Host, ...], request: RefreshRequest, sink: EventSink
+    hosts: tuple[Host, ...],
+    request: RefreshRequest,
+    service: ImageService | None,
+    sink: EventSink,
 ) -> EntryReport:
     async def renew(context: HostRun, driver: Driver) -> list[EntryOutcome]:
         cache = await driver.inspect(context, formats=False, use=False)
@@ -178,13 +186,14 @@ async def _refresh(
         if pinned:
             sizes = [(name, _stored_size(entry)) for name, entry in pinned.items()]
             await driver.renew(context, sizes, rows.append)
-        noted = noted_images(cache.entries)
-        return [
-            _renewed(context.host, row, noted.get(row.base_name), dry=context.dry_run)
-            for row in rows
-        ]
+        noted = noted_images(driver, cache.entries)
 
-    async with open_fleet("refresh", request, hosts, sink) as fleet:
+        def image_of_row(row: NoteRow) -> KnownImage | None:
+            return noted.get(base_of(pinned[row.base_name]) or "")
+
+        return [_renewed(context.host, row, image_of_row(row), dry=context.dry_run) for row in rows]
+
+    async with open_fleet("refresh", request, hosts, sink, service=service) as fleet:
         return report_of(fleet, await fleet.each(hosts, renew))
 
 

@@ -34,7 +34,7 @@ async def prove(
     bytes_per_s: int | None,
     ending_of: Callable[[Verdict], Ending],
 ) -> None:
-    """Adopt what is proven; ``unproven``: host name -> base file name -> image.
+    """Adopt what is proven; ``unproven``: host name -> name of the entry -> image.
 
     Changes the outcomes in ``found`` in place; those of entries that get no verdict stay as they are.
     """

@@ -10,10 +10,11 @@ from imgcache.errors import UsageError
 from imgcache.guards import base_of
 from imgcache.operations.catalogue import (
     Catalogue,
+    KnownImages,
     Lookup,
     noted_images,
     read_catalogue,
-    resolve_bases,
+    resolve_images,
 )
 from imgcache.operations.fleet import FleetRequest, open_fleet
 from imgcache.operations.removal import carry_out, plan_hosts, refuse_too_many, report_of
@@ -23,6 +24,7 @@ from imgcache.policy import HostPlan, PrunePolicy, check_policy, plan_prune
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from imgcache.drivers.base import Driver
     from imgcache.events import EventSink
     from imgcache.images.base import ImageService
     from imgcache.model import Host, HostCache, Inventory
@@ -45,7 +47,7 @@ class PrunePlan:
     """What the run works with; made without contacting any host."""
 
     hosts: tuple[Host, ...]
-    kept_bases: frozenset[str]
+    kept: KnownImages
     catalogue: Catalogue | None
     """Read when ``gone`` is asked for."""
 
@@ -66,7 +68,7 @@ def plan_prune_run(
     if request.gone and service is None:
         message = "--gone needs the image service"
         raise UsageError(message, hint="leave --gone out, or see image_service in the inventory")
-    kept = frozenset(resolve_bases(request.keep, service)) if request.keep else frozenset()
+    kept = resolve_images(request.keep, service) if request.keep else KnownImages()
     return PrunePlan(hosts, kept, read_catalogue(service) if request.gone else None)
 
 
@@ -88,22 +90,23 @@ async def _execute(
 ) -> EntryReport:
     lookup = Lookup(service, plan.catalogue) if service and plan.catalogue is not None else None
 
-    async def decide(cache: HostCache, hosts: Collection[str]) -> HostPlan:
+    async def decide(driver: Driver, cache: HostCache, hosts: Collection[str]) -> HostPlan:
         del hosts
-        gone = await gone_bases(cache, lookup) if lookup else frozenset()
-        return plan_prune(cache, request.policy, gone_bases=gone, kept_bases=plan.kept_bases)
+        gone = await gone_bases(driver, cache, lookup) if lookup else frozenset()
+        kept = plan.kept.by_entry(driver)
+        return plan_prune(cache, request.policy, gone_bases=gone, kept_bases=kept)
 
-    async with open_fleet("prune", request, plan.hosts, sink) as fleet:
+    async with open_fleet("prune", request, plan.hosts, sink, service=service) as fleet:
         planned = await plan_hosts(fleet, plan.hosts, decide)
         refuse_too_many(fleet, planned, request.policy.max_delete)
         return report_of(fleet, await carry_out(fleet, planned))
 
 
-async def gone_bases(cache: HostCache, lookup: Lookup) -> frozenset[str]:
-    """Return the base file names in a cache whose images are gone from the image service.
+async def gone_bases(driver: Driver, cache: HostCache, lookup: Lookup) -> frozenset[str]:
+    """Return the names of images' entries in a cache whose images are gone from the image service.
 
     Only entries whose image is noted can be known to be gone.
     """
-    noted = noted_images(cache.entries)
+    noted = noted_images(driver, cache.entries)
     bases = {base_of(entry) for entry in cache.entries} & noted.keys()
     return frozenset([base for base in bases if base and await lookup.is_gone(noted[base].id)])

@@ -14,6 +14,7 @@ from imgcache.drivers.base import RemovalItem, RemovalRow, RemovalState
 from imgcache.errors import ErrorCode, UnsafePlanError
 from imgcache.events import EntryEnded, Notice
 from imgcache.operations.catalogue import Catalogue, image_of, noted_images
+from imgcache.operations.fleet import driver_of
 from imgcache.plan import EntryOutcome, EntryReport, EntryWord, HostFailure, OutcomeWord
 from imgcache.policy import hold_all, too_many_removals
 from imgcache.shared_storage import HostView, group_by_storage, not_examined, unite
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from imgcache.policy import Amount, Decision, HostPlan
 
 #: Returns what is to become of a host's cache, or of one that the hosts of these names share.
-Planner: TypeAlias = "Callable[[HostCache, Collection[str]], Awaitable[HostPlan]]"
+Planner: TypeAlias = "Callable[[Driver, HostCache, Collection[str]], Awaitable[HostPlan]]"
 
 
 class PlanRefusedError(UnsafePlanError):
@@ -47,7 +48,7 @@ class PlannedHost:
     host: Host
     plan: HostPlan
     images: Mapping[str, KnownImage]
-    """Base file name -> image, as noted on the host."""
+    """Name of the image's entry -> image, as noted on the host."""
     sharers: tuple[Host, ...] = ()
     rows: dict[str, RemovalRow] = field(default_factory=dict)
     """Name -> what the host did with it."""
@@ -66,9 +67,9 @@ async def plan_hosts(
         cache = await driver.inspect(context, formats=False, use=True)
         if cache.storage_id or cache.shares_with:
             return cache
-        name, images = context.host.name, noted_images(cache.entries)
+        name, images = context.host.name, noted_images(driver, cache.entries)
         # Planned at once, so that a cache of its own need not stay in memory.
-        return PlannedHost(context.host, _slim(await planner(cache, (name,))), images)
+        return PlannedHost(context.host, _slim(await planner(driver, cache, (name,))), images)
 
     found = await fleet.each(hosts, look)
     by_name = {host.name: host for host in hosts}
@@ -95,13 +96,14 @@ async def _plan_group(
 ) -> PlannedHost:
     """Plan a cache that several hosts use; all of them must have been looked at."""
     cache = unite(group)
-    plan = await planner(cache, [view.host for view in group])
+    driver = driver_of(hosts[group[0].host])
+    plan = await planner(driver, cache, [view.host for view in group])
     if missing := not_examined(group):
         few = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if missing[5:] else "")
         reason = f"{few} use the same storage and were not examined in this run"
         plan = hold_all(plan, ErrorCode.SHARED, reason)
     sharers = tuple(hosts[view.host] for view in group[1:])
-    return PlannedHost(hosts[group[0].host], plan, noted_images(cache.entries), sharers)
+    return PlannedHost(hosts[group[0].host], plan, noted_images(driver, cache.entries), sharers)
 
 
 def refuse_too_many(fleet: Fleet, planned: Sequence[PlannedHost], ceiling: Amount | None) -> None:
@@ -202,7 +204,7 @@ def host_outcome(
 
 
 def _label(one: PlannedHost, entry: CacheEntry) -> KnownImage | None:
-    return image_of(entry, one.images, _NONE_LISTED)
+    return image_of(driver_of(one.host), entry, one.images, _NONE_LISTED)
 
 
 _NONE_LISTED = Catalogue()

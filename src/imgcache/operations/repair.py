@@ -73,7 +73,7 @@ def _is_gone(row: EntryOutcome) -> bool:
 async def _images_of(
     found: Mapping[str, list[EntryOutcome]], service: ImageService
 ) -> dict[str, Image | str]:
-    """Return base file name -> the image to fetch, or why it cannot be had, for all damaged entries."""
+    """Return name of the entry -> the image to fetch, or why it cannot be had, for all damaged entries."""
     lookup = Lookup(service, Catalogue())
     images: dict[str, Image | str] = {}
     for row in (row for rows in found.values() for row in rows):

@@ -71,7 +71,7 @@ def _check_drivers(inventory: Inventory) -> None:
     DRIVERS.check(
         {
             host.settings.driver: f"{inventory.path}: aggregates.{aggregate.name}"
-            for aggregate in reversed(inventory.aggregates.values())
+            for aggregate in reversed(tuple(inventory.aggregates.values()))
             for host in aggregate.hosts
         }
     )

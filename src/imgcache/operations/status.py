@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from imgcache.events import EventSink
+    from imgcache.images.base import ImageService
     from imgcache.model import Host, HostCache, Inventory
 
 _MIB = 1024 * 1024
@@ -36,7 +37,9 @@ class StatusRequest(FleetRequest):
     """Exit code 5 when some cache's file system is fuller than this share, above 0 and at most 1."""
 
 
-def run_status(request: StatusRequest, inventory: Inventory, sink: EventSink) -> StatusReport:
+def run_status(
+    request: StatusRequest, inventory: Inventory, service: ImageService | None, sink: EventSink
+) -> StatusReport:
     """Look into the caches; blocks until all hosts have ended or a signal ended the run.
 
     Raises:
@@ -48,16 +51,19 @@ def run_status(request: StatusRequest, inventory: Inventory, sink: EventSink) ->
     if request.max_used is not None and not 0 < request.max_used <= 1:
         message = f"--max-used: a share of {request.max_used * 100:g} % makes no sense"
         raise UsageError(message, hint="give a share above 0 % and at most 100 %")
-    return asyncio.run(_execute(hosts, request, sink))
+    return asyncio.run(_execute(hosts, request, service, sink))
 
 
 async def _execute(
-    hosts: tuple[Host, ...], request: StatusRequest, sink: EventSink
+    hosts: tuple[Host, ...],
+    request: StatusRequest,
+    service: ImageService | None,
+    sink: EventSink,
 ) -> StatusReport:
     def reckon(host: Host, cache: HostCache) -> HostStatus:
         return status_of(host, cache, request.policy)
 
-    async with open_fleet("status", request, hosts, sink) as fleet:
+    async with open_fleet("status", request, hosts, sink, service=service) as fleet:
         found = await inspect_hosts(fleet, hosts, formats=False, use=True, reduce=reckon)
         for failure in fleet.failures.values():
             sink.emit(HostFailed(failure))

@@ -7,18 +7,21 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from imgcache.drivers.base import VerdictState
+from imgcache.drivers.capabilities import supports
 from imgcache.errors import ErrorCode, ImageProblemsError, ImageServiceError, UsageError
+from imgcache.guards import base_of
 from imgcache.model import RAW_DISK_FORMATS, EntryKind
 from imgcache.operations.catalogue import (
     Catalogue,
+    KnownImages,
     Lookup,
     image_of,
     noted_images,
     read_catalogue,
-    resolve_bases,
+    resolve_images,
 )
 from imgcache.operations.delete import absent_rows
-from imgcache.operations.fleet import FleetRequest, open_fleet
+from imgcache.operations.fleet import FleetRequest, driver_of, open_fleet
 from imgcache.operations.invalid import Faults, progress_to
 from imgcache.operations.prove import prove
 from imgcache.operations.removal import entry_outcome, host_outcome, report_of
@@ -65,8 +68,8 @@ class VerifyPlan:
     """What the run works with; made without contacting any host."""
 
     hosts: tuple[Host, ...]
-    wanted: Mapping[str, KnownImage]
-    """Base file name -> image; empty: all originals."""
+    wanted: KnownImages
+    """Empty: all originals."""
     catalogue: Catalogue
 
 
@@ -88,9 +91,11 @@ def plan_verify(
         source_kinds(request.source, service)
     catalogue = read_catalogue(service) if request.adopt else Catalogue()
     if not request.names:
-        return VerifyPlan(hosts, {}, catalogue)
+        return VerifyPlan(hosts, KnownImages(), catalogue)
     wanted = (
-        catalogue.resolve(request.names) if request.adopt else resolve_bases(request.names, service)
+        catalogue.resolve(request.names)
+        if request.adopt
+        else resolve_images(request.names, service)
     )
     return VerifyPlan(hosts, wanted, catalogue)
 
@@ -115,7 +120,7 @@ async def _execute(
     faults = Faults()
     lookup = Lookup(service, plan.catalogue) if service and request.adopt else None
     runs: dict[str, _HostVerify] = {}
-    async with open_fleet("verify", request, plan.hosts, sink) as fleet:
+    async with open_fleet("verify", request, plan.hosts, sink, service=service) as fleet:
 
         async def verify(context: HostRun, driver: Driver) -> None:
             run = runs.setdefault(
@@ -146,17 +151,19 @@ class _HostVerify:
     request: VerifyRequest
     lookup: Lookup | None
     unproven: dict[str, Image] = field(default_factory=dict)
-    """Base file name -> image, of unmanaged entries that the host may have converted."""
+    """Name -> image, of unmanaged entries that the host may have converted."""
     _images: dict[str, KnownImage] = field(default_factory=dict)
     _rows: dict[str, EntryOutcome] = field(default_factory=dict)
+    _present: set[str | None] = field(default_factory=set)
     _first: bool = True
 
     async def look(self, context: HostRun, driver: Driver, faults: Faults) -> None:
         """Verify what has no outcome yet; may be called again when contact was lost."""
         cache = await driver.inspect(context, formats=False, use=False)
-        self._images = noted_images(cache.entries)
+        self._images = noted_images(driver, cache.entries)
         self._first = faults.is_first(self.host.name, cache)
         entries = self._chosen(cache) if self._first else {}
+        self._present.update(base_of(entry) for entry in entries.values())
         adoptable = await self._adoptable(entries)
         for name, entry in entries.items():
             if not (entry.manifest or name in adoptable or name in self._rows):
@@ -164,7 +171,7 @@ class _HostVerify:
 
         def judge(verdict: Verdict) -> None:
             name, entry = verdict.base_name, entries[verdict.base_name]
-            if verdict.code is ErrorCode.UNPROVEN and _may_be_converted(adoptable[name]):
+            if verdict.code is ErrorCode.UNPROVEN and self._may_be_converted(adoptable[name]):
                 self._leave_unproven(entry, adoptable[name])
                 return
             if verdict.state is VerdictState.DAMAGED:
@@ -187,17 +194,17 @@ class _HostVerify:
             entry.name: entry
             for entry in cache.entries
             if entry.kind is EntryKind.ORIGINAL
-            and (not self.plan.wanted or entry.name in self.plan.wanted)
+            and (not self.plan.wanted or base_of(entry) in self._wanted())
         }
 
     async def _adoptable(self, entries: Mapping[str, CacheEntry]) -> dict[str, Image]:
-        """Return base name -> image of the unmanaged entries that may be proven; notes why others cannot."""
+        """Return name -> image of the unmanaged entries that may be proven; notes why others cannot."""
         found: dict[str, Image] = {}
         for name, entry in entries.items():
             if self.lookup is None or entry.manifest or name in self._rows:
                 continue
-            known = self.plan.catalogue.image_of(name)
-            if known is None:
+            known = image_of(self._driver, entry, self._images, self.plan.catalogue)
+            if known is None or known.id not in self.plan.catalogue:
                 self._note_unmanaged(entry, "the image service lists no image of it")
                 continue
             try:
@@ -211,7 +218,7 @@ class _HostVerify:
             if self.fleet.dry_run:
                 ending = EntryWord.SKIPPED, ErrorCode.DRY_RUN, "dry run: would be compared"
                 self._rows[name] = entry_outcome(self.host, entry, known, ending)
-            elif entry.size_bytes != image.size_bytes and _may_be_converted(image):
+            elif entry.size_bytes != image.size_bytes and self._may_be_converted(image):
                 self._leave_unproven(entry, image)
             else:
                 found[name] = image
@@ -233,8 +240,8 @@ class _HostVerify:
         self._rows[entry.name] = entry_outcome(self.host, entry, image, _ending(verdict))
 
     def _image(self, entry: CacheEntry) -> KnownImage | None:
-        known = image_of(entry, self._images, self.plan.catalogue)
-        return known or self.plan.wanted.get(entry.name)
+        known = image_of(self._driver, entry, self._images, self.plan.catalogue)
+        return known or self._wanted().get(base_of(entry) or "")
 
     def outcomes(self) -> list[EntryOutcome]:
         """Return what was found on this host."""
@@ -245,12 +252,19 @@ class _HostVerify:
             return list(self._rows.values())
         return [
             *self._rows.values(),
-            *absent_rows(self.host, self.plan.wanted, self._rows.keys()),
+            *absent_rows(self.host, self._wanted(), self._present),
         ]
 
+    @property
+    def _driver(self) -> Driver:
+        return driver_of(self.host)
 
-def _may_be_converted(image: Image) -> bool:
-    return image.disk_format not in RAW_DISK_FORMATS
+    def _wanted(self) -> Mapping[str, KnownImage]:
+        return self.plan.wanted.by_entry(self._driver)
+
+    def _may_be_converted(self, image: Image) -> bool:
+        """Whether other bytes than the image's may be right, and can be proven to be."""
+        return image.disk_format not in RAW_DISK_FORMATS and supports(self._driver, "prove")
 
 
 def _ending(verdict: Verdict) -> Ending:
