@@ -7,6 +7,7 @@ unmanaged, anything else that is wrong ends the conversation.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from operator import attrgetter
 from sys import intern
@@ -27,7 +28,7 @@ from imgcache.model import (
 from imgcache.transport.wire import MAX_INT, MAX_UNSIGNED, protocol_error
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from imgcache.transport.wire import Fields
 
@@ -42,8 +43,6 @@ _NAMES = {
     EntryKind.SWAP: re.compile(r"swap_[0-9]{1,30}", re.ASCII),
     EntryKind.EPHEMERAL: re.compile(r"ephemeral_[0-9]{1,30}_[0-9A-Za-z_.-]{7}", re.ASCII),
 }
-#: Length of the part that tells the image. Source: nova ``imagecache.py``, ``get_cache_fname``.
-_BASE_LENGTH = 40
 _ALGO = re.compile(r"[a-z0-9_]{2,20}", re.ASCII)
 _HEX = re.compile(r"[0-9a-f]{8,256}", re.ASCII)
 _UUID = re.compile(r"[0-9a-fA-F-]{36}", re.ASCII)
@@ -53,11 +52,26 @@ _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z", re
 _VERDICTS = frozenset({"intact", "damaged", "unmanaged", "absent"})
 
 
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """What a back end's entries are called."""
+
+    names: Mapping[EntryKind, re.Pattern[str]]
+    """Kind -> its names, in full; entries of other names are foreign."""
+    base_length: int
+    """How much of a resized copy's name is that of its original's entry."""
+
+
+#: Source: nova ``imagecache.py``, ``get_cache_fname``.
+LIBVIRT_SHAPES = Shapes(_NAMES, 40)
+
+
 class EntryRows:
     """Collects the rows of one ``list``."""
 
-    def __init__(self) -> None:
+    def __init__(self, shapes: Shapes = LIBVIRT_SHAPES) -> None:
         self.entries: list[CacheEntry] = []
+        self._shapes = shapes
 
     def take(self, fields: Fields) -> None:
         """Take one ``rows`` event."""
@@ -65,14 +79,14 @@ class EntryRows:
             if len(self.entries) >= MAX_ENTRIES:
                 message = f"the host lists more than {MAX_ENTRIES} entries in its cache"
                 raise protocol_error(message)
-            self.entries.append(entry_from(row))
+            self.entries.append(entry_from(row, self._shapes))
 
 
-def entry_from(row: Fields) -> CacheEntry:
+def entry_from(row: Fields, shapes: Shapes = LIBVIRT_SHAPES) -> CacheEntry:
     """Return one entry of a ``list`` row."""
     kind = row.get_enum("kind", EntryKind)
     name = row.get_str("name", limit=600)
-    if kind in _NAMES and not _NAMES[kind].fullmatch(name):
+    if kind in shapes.names and not shapes.names[kind].fullmatch(name):
         kind = EntryKind.FOREIGN
     manifest = row.opt_object("manifest") if kind is EntryKind.ORIGINAL else None
     return CacheEntry(
@@ -90,7 +104,7 @@ def entry_from(row: Fields) -> CacheEntry:
         used_by=tuple(row.get_strings("used_by", limit=200, most=3)),
         live=row.get_bool("live"),
         manifest=_manifest_from(manifest) if manifest else None,
-        base=intern(name[:_BASE_LENGTH]) if kind is EntryKind.RESIZED else None,
+        base=intern(name[: shapes.base_length]) if kind is EntryKind.RESIZED else None,
     )
 
 
