@@ -1,0 +1,152 @@
+"""Brings an image's bytes to a datastore as they come: sampled, hashed, judged, uploaded in one pass.
+
+Nothing of an image is kept on this host but its first and last bytes. What is not whole, or not the right
+bytes, never becomes a disk.
+"""
+
+# mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
+# ruff: noqa: EM101 - a Failure's code is a literal; imports are dear on a warm host
+
+from .core import Failure
+from .download import Retry
+from .sources import Bringing
+from .staging import new_digest
+from .vmware_files import Broken, upload_to
+from .vmware_image import Sample, judge_head, judge_whole
+
+_BUFFER_BYTES = 1 << 20
+
+
+class FileTarget:
+    """A file of a datastore that an image's bytes go to."""
+
+    def __init__(self, cluster, store, path, plan):
+        self.cluster = cluster
+        self.store = store
+        self.path = path
+        self.plan = plan
+        self.capacity = None
+        self.sample = Sample(plan.size)
+        self.upload = None
+        self.pending = []
+        self.count = 0
+
+    def write(self, data):
+        """Take the next bytes; the first ones are held back until they were judged."""
+        self.sample.keep(data, self.count)
+        self.count += len(data)
+        if self.upload is not None:
+            self.upload.write(data)
+            return
+        self.pending.append(bytes(data))
+        if self.count >= self.sample.head_bytes:
+            self.capacity = judge_head(self.plan, self.sample)
+            self.upload = self.begin()
+            for part in self.pending:
+                self.upload.write(part)
+            self.pending = []
+
+    def begin(self):
+        """Return the open upload."""
+        return upload_to(self.cluster, self.store, self.path, self.plan.size)
+
+    def all_sent(self):
+        """Wait until the server has all bytes."""
+        if self.upload is None:
+            raise Failure("format", "the image was refused: it ends before it begins")
+        upload, self.upload = self.upload, None
+        upload.finish()
+
+    def judge(self):
+        """Judge what only all bytes tell; they are verified by now."""
+        judge_whole(self.plan, self.sample)
+
+    def restart(self):
+        """Forget all bytes."""
+        if self.upload is not None:
+            self.upload.close()
+        self.upload, self.pending, self.count = None, [], 0
+        self.sample.clear()
+
+    def close(self):
+        """Let go of everything that is open."""
+        if self.upload is not None:
+            self.upload.close()
+            self.upload = None
+        self.sample.close()
+
+
+class Sink:
+    """What ``Download`` and pushed frames are written to: counts, hashes, hands on to a target."""
+
+    def __init__(self, target, size, algo):
+        self.target = target
+        self.size = size
+        self.algo = algo
+        self.count = 0
+        self.received = 0
+        self.resumed = 0
+        self.origin = None
+        self.origins = set()
+        self._digest = new_digest(algo)
+        self._buffer = bytearray(_BUFFER_BYTES)
+
+    def buffer(self):
+        """Lend the buffer."""
+        return self._buffer
+
+    def give_back(self, owner):
+        """Take the buffer back."""
+
+    def write(self, view, owner=None):
+        """Take bytes.
+
+        Raises:
+            Failure: too many, or refused.
+            Retry: the datastore's end broke; all bytes are forgotten.
+        """
+        del owner
+        length = len(view)
+        if not length:
+            return
+        self.received += length
+        self.origins.add(self.origin)
+        if self.count + length > self.size:
+            raise Failure(
+                "size", "more bytes came than the image has (%d)" % self.size, size=self.size
+            )
+        self._digest.update(view)
+        self._guarded(self.target.write, view)
+        self.count += length
+
+    def all_sent(self):
+        """Wait until the datastore has all bytes."""
+        self._guarded(self.target.all_sent)
+
+    def _guarded(self, action, *args):
+        try:
+            action(*args)
+        except Broken as error:
+            self.restart()
+            text = "the upload to vCenter broke: %s" % error
+            raise Retry("io", text) from error
+
+    def restart(self):
+        """Forget all bytes."""
+        self.target.restart()
+        self.count = 0
+        self.origins = set()
+        self._digest = new_digest(self.algo)
+
+    def hexdigest(self):
+        """Return the digest of all bytes written."""
+        return self._digest.hexdigest()
+
+
+class Carrying(Bringing):
+    """Gets an image's bytes to a target: they are there when the datastore has said so."""
+
+    def check_digest(self):
+        """Have the upload end when the bytes are the right ones."""
+        super().check_digest()
+        self.sink.all_sent()

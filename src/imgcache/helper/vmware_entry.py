@@ -1,0 +1,275 @@
+"""What the datastores have of images, when Nova used them last, and how that is renewed.
+
+An entry is an image, whichever datastores have it: Nova may choose any of them for the next boot.
+Source: nova ``virt/vmwareapi/imagecache.py`` (timestamps), ``vmops.py`` (what counts as there).
+"""
+
+# mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
+# ruff: noqa: EM101 - a Failure's code is a literal; imports are dear on a warm host
+
+import calendar
+import hashlib
+import os
+import time
+
+from . import vmware_files as files
+from .core import Failure
+from .vmware import MANIFEST, TIMESTAMP, is_image_id, opened
+from .vmware_image import Plan
+
+_LOCK_WAIT_S = 60
+#: Clocks that differ by less are the same: vCenter tells whole seconds.
+_SAME_S = 3.0
+_MAX_FOREIGN = 1000
+_FORMATS = ("vmdk", "iso")
+
+
+def utc_now():
+    """Return the time as manifests have it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def find(cluster, store, image_id, image_format):
+    """Return the files of an image's folder when the image is there, by Nova's measure; else None."""
+    found = cluster.search(store, "%s/%s" % (cluster.base, image_id))
+    wanted = "%s.%s" % (image_id, image_format)
+    if found is None or not any(file.name == wanted and not file.folder for file in found):
+        return None
+    return found
+
+
+def touch(cluster, store, image_id, image_format, wait_s):
+    """Take the timestamp away by which Nova would count an image as unused; None: it is not there.
+
+    Returns whether something was changed, or could have been: None is for an image that is gone.
+    """
+    lock_fd = cluster.lock(store, image_id, wait_s)
+    try:
+        found = find(cluster, store, image_id, image_format)
+        if found is None:
+            return None
+        folder = "%s/%s" % (cluster.base, image_id)
+        for file in found:
+            if file.folder and file.name.startswith(TIMESTAMP):
+                files.delete(cluster, store, folder, file.name)
+        if any(file.name == MANIFEST for file in found):
+            change_manifest(
+                cluster, store, image_id, lambda known: known.update(touched_at=utc_now())
+            )
+    finally:
+        if lock_fd is not None:
+            os.close(lock_fd)
+    return True
+
+
+def change_manifest(cluster, store, image_id, change):
+    """Change an image's manifest on one datastore; False: there is none that can be used."""
+    manifest = files.read_manifest(cluster, store, image_id)
+    if manifest is None:
+        return False
+    change(manifest)
+    files.write_manifest(cluster, store, "%s/%s" % (cluster.base, image_id), manifest)
+    return True
+
+
+def content_size(found, name):
+    """Return the size of the file that holds an image's content; 0: it is not shown."""
+    sizes = {file.name: file.size for file in found if not file.folder}
+    if name.endswith(".vmdk"):
+        flat = name[: -len(".vmdk")] + "-flat.vmdk"
+        return sizes.get(flat, sizes.get(name, 0))
+    return sizes.get(name, 0)
+
+
+class Copy:
+    """What one datastore has of an image."""
+
+    def __init__(self, cluster, store, image_id, found):
+        self.store = store
+        self.format = None
+        names = {file.name for file in found if not file.folder}
+        for image_format in _FORMATS:
+            if "%s.%s" % (image_id, image_format) in names:
+                self.format = image_format
+        self.name = "%s.%s" % (image_id, self.format)
+        self.size = content_size(found, self.name)
+        self.allocated = sum(file.size for file in found if not file.folder)
+        self.manifest = None
+        if MANIFEST in names and self.format:
+            self.manifest = files.read_manifest(cluster, store, image_id)
+        self.marked_at = None
+        for file in found:
+            if file.folder and file.name.startswith(TIMESTAMP):
+                self.marked_at = marked_at(file.name)
+        self.used_at = self.marked_at
+        self.by_vcenter = self.marked_at is None
+        if self.by_vcenter:
+            times = [file.mtime for file in found if file.name != MANIFEST]
+            self.used_at = max([touched_at(self.manifest), *times])
+
+    def age(self, now, offset_s):
+        """Return how long ago it was used, as far as that is known; vCenter's clock may be another."""
+        return now - self.used_at + (offset_s if self.by_vcenter else 0.0)
+
+    @property
+    def damage(self):
+        """Whether its size is not the one that was noted."""
+        return self.manifest is not None and self.manifest["stored"].get("size") != self.size
+
+
+def marked_at(name):
+    """Return when Nova marked an image as unused, in seconds of the epoch; None: the name does not tell."""
+    try:
+        return float(calendar.timegm(time.strptime(name, "ts-%Y-%m-%d-%H-%M-%S")))
+    except ValueError:
+        return None
+
+
+def touched_at(manifest):
+    """Return when imgcache itself set an entry's time last; 0.0: never."""
+    try:
+        return float(
+            calendar.timegm(time.strptime(manifest.get("touched_at"), "%Y-%m-%dT%H:%M:%SZ"))
+        )
+    except (AttributeError, TypeError, ValueError):
+        return 0.0
+
+
+class Look:
+    """All caches of a cluster at one moment."""
+
+    def __init__(self, cluster, only=None):
+        self.cluster = cluster
+        self.now = time.time()
+        self.offset_s = cluster.now() - self.now
+        if abs(self.offset_s) < _SAME_S:
+            self.offset_s = 0.0
+        self.copies = {}
+        self.foreign = []
+        self.there = []
+        for store in cluster.stores:
+            if only is None:
+                folders = cluster.tree(store, cluster.base)
+            else:
+                found = cluster.search(store, "%s/%s" % (cluster.base, only))
+                folders = {} if found is None else {only: found}
+            if folders is not None:
+                self.there.append(store)
+            for name, found in sorted((folders or {}).items()):
+                copy = Copy(cluster, store, name, found) if is_image_id(name) else None
+                if copy is not None and copy.format:
+                    self.copies.setdefault(name, []).append(copy)
+                else:
+                    size = sum(file.size for file in found)
+                    self.foreign.append((store.path(cluster.base, name), size))
+
+    def row(self, image_id, use):
+        """Return the row of one image."""
+        copies = self.copies[image_id]
+        shown = sorted(copies, key=lambda copy: (not copy.damage, copy.manifest is None))[0]
+        used_at = max(copy.used_at for copy in copies)
+        users = use.of(image_id) if use else None
+        count, all_count = len(copies), len(self.cluster.stores)
+        manifest = shown.manifest and dict(shown.manifest, pin=self.pin(copies))
+        return {
+            "name": image_id,
+            "kind": "original",
+            "size": shown.size,
+            "allocated": sum(copy.allocated for copy in copies),
+            "format": shown.format
+            if count == all_count
+            else "%s (%d of %d)" % (shown.format, count, all_count),
+            "mtime_ns": int(used_at * 1e9),
+            "age": self.age(copies),
+            "inode": self.identity(copies),
+            "links": 1,
+            "users": None if use is None or use.problems else len(users),
+            "used_by": (users or [])[:3],
+            "live": False,
+            "manifest": manifest,
+        }
+
+    def age(self, copies):
+        """Return how long ago an image was used, in seconds, as far as that is known."""
+        return min(copy.age(self.now, self.offset_s) for copy in copies)
+
+    @staticmethod
+    def pin(copies):
+        """Return the longest pin of an image's copies."""
+        pins = [copy.manifest.get("pin") for copy in copies if copy.manifest]
+        if "forever" in pins:
+            return "forever"
+        ends = [pin for pin in pins if isinstance(pin, (int, float)) and not isinstance(pin, bool)]
+        return max(ends) if ends else None
+
+    @staticmethod
+    def identity(copies):
+        """Return a number that changes when the copies are others."""
+        words = sorted(
+            "%s %s %d %s" % (copy.store.ref.value, copy.name, copy.size, touched_at(copy.manifest))
+            for copy in copies
+        )
+        return int(hashlib.sha256("\n".join(words).encode("utf-8")).hexdigest()[:15], 16)
+
+    def foreign_rows(self):
+        """Yield the rows of what is no image."""
+        for name, size in self.foreign[:_MAX_FOREIGN]:
+            yield {
+                "name": name,
+                "kind": "foreign",
+                "size": size,
+                "allocated": size,
+                "format": None,
+                "mtime_ns": 0,
+                "age": 0.0,
+                "inode": 0,
+                "links": 1,
+                "users": 0,
+                "used_by": [],
+                "live": False,
+                "manifest": None,
+            }
+
+
+def order_vmware_touch(session, order):
+    """Renew an image that every datastore has; what one lacks is for ``vmware_fetch``."""
+    cluster = opened(session)
+    plan = Plan(order["image"], order["properties"], order["container"])
+    image_id = order["image"]["id"]
+    stores = suited(cluster, plan)
+    missing = [store for store in stores if find(cluster, store, image_id, plan.format) is None]
+    answer = {"missing": [store.name for store in missing], "reason": None, "touched": False}
+    if missing:
+        return dict(answer, state="absent")
+    if not order["dry"]:
+        for store in stores:
+            try:
+                if touch(cluster, store, image_id, plan.format, _LOCK_WAIT_S) is None:
+                    return dict(answer, state="absent", missing=[store.name])
+            except Failure as failure:
+                return dict(answer, state="existing", reason=failure.message)
+    return dict(answer, state="existing", touched=not order["dry"])
+
+
+def suited(cluster, plan):
+    """Return the datastores that an image of this kind can go to, or fail."""
+    stores = [store for store in cluster.stores if plan.imported or store.kind != "vsan"]
+    if not stores:
+        raise Failure(
+            "backend",
+            "all datastores are vSAN, to which Nova puts streamOptimized images only; this one is %s"
+            % plan.kind,
+        )
+    return stores
+
+
+def order_vmware_renew(session, order):
+    """Renew an image wherever it is."""
+    cluster, image_id = opened(session), order["base"]
+    copies = Look(cluster, image_id).copies.get(image_id) if is_image_id(image_id) else None
+    if not copies:
+        return {"state": "absent", "touched": False, "reason": None}
+    if not order["dry"]:
+        for copy in copies:
+            touch(cluster, copy.store, image_id, copy.format, _LOCK_WAIT_S)
+    return {"state": "existing", "touched": not order["dry"], "reason": None}

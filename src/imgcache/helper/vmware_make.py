@@ -1,0 +1,199 @@
+"""Makes an image's files on one datastore: prepared in ``vmware_temp``, checked, moved as a folder.
+
+So Nova, for whom a file of the right name is the image, never finds half of one.
+Source: nova ``virt/vmwareapi/vmops.py`` (``_fetch_image_if_missing`` and what it calls).
+"""
+
+# mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
+# ruff: noqa: EM101 - a Failure's code is a literal; imports are dear on a warm host
+
+from . import vmware_files as files
+from .core import Failure
+from .vmware import MANIFEST, TIMESTAMP
+from .vmware_bring import Carrying, FileTarget, Sink
+from .vmware_entry import content_size, find, utc_now
+from .vmware_image import FLAT, ISO, OVA, SPARSE
+from .vmware_import import ImportTarget, OvaTarget
+
+
+class Making:
+    """The part of a ``Fetch`` that works on one datastore."""
+
+    def is_there(self, store):
+        """Whether a datastore has the image."""
+        return find(self.cluster, store, self.image["id"], self.plan.format) is not None
+
+    # ---- the first datastore
+
+    def fetch(self, store):
+        """Bring the image's bytes to one datastore, and publish them there."""
+        temp = files.Temp(self.cluster, store, self.image["id"])
+        try:
+            if self.plan.imported:
+                self.bring_disk(store, temp)
+            else:
+                self.bring_file(store, temp)
+            self.watch.tell("publish", 0, 1)
+            self.check_stored(store, temp.inner)
+            self.publish(store, temp, self.manifest(store, temp.inner))
+        finally:
+            temp.drop()
+
+    def bring(self, target):
+        """Take all bytes, verified."""
+        digest = self.image["digest"]
+        sink = Sink(target, self.image["size"], digest["algo"])
+        try:
+            Carrying(self.session, self.order, sink).run()
+            target.judge()
+        finally:
+            self.received += sink.received
+            target.close()
+        self.capacity = target.capacity
+
+    def bring_file(self, store, temp):
+        """Bring bytes that are put to a datastore as a file."""
+        plan, cluster = self.plan, self.cluster
+        final = "%s/%s" % (temp.inner, plan.name)
+        path = {
+            ISO: final,
+            SPARSE: "%s/tmp-sparse.vmdk" % temp.inner,
+            FLAT: "%s/%s" % (temp.inner, plan.flat_name),
+        }[plan.kind]
+        if plan.kind == FLAT:
+            files.create_disk(cluster, store, final, plan)
+            files.delete(cluster, store, path)
+        self.bring(FileTarget(cluster, store, path, plan))
+        if plan.kind == FLAT:
+            self.capacity = plan.size // 1024 * 1024
+        if plan.kind == SPARSE:
+            self.watch.tell("convert", 0, self.capacity)
+            files.copy_disk(cluster, (store, path), (store, final))
+            files.delete(cluster, store, path)
+
+    def bring_disk(self, store, temp):
+        """Bring bytes that vSphere imports."""
+        kind = OvaTarget if self.plan.kind == OVA else ImportTarget
+        target = kind(self.cluster, store, self.plan)
+        self.bring(target)
+        folder = target.disk_path.rpartition("/")[0]
+        try:
+            if store.kind == "vsan":
+                return
+            moved = files.move_disk(
+                self.cluster, store, target.disk_path, "%s/%s" % (temp.inner, self.plan.name)
+            )
+            if not moved:
+                raise Failure("io", "the imported disk could not be moved to " + temp.inner)
+        finally:
+            self.imported = target.disk_path
+            if store.kind != "vsan":
+                files.drop(self.cluster, store, folder)
+
+    def check_stored(self, store, folder):
+        """Compare what the datastore shows with what it should have.
+
+        Raises:
+            Failure: ``size``.
+        """
+        if store.kind == "vsan":
+            return
+        shown = {file.name: file.size for file in self.cluster.search(store, folder) or ()}
+        plan = self.plan
+        if plan.as_it_is and shown.get(plan.content_name, plan.size) != plan.size:
+            message = "%s has %d bytes there instead of %d"
+            shown_size = shown[plan.content_name]
+            raise Failure("size", message % (plan.content_name, shown_size, plan.size))
+        if plan.name not in shown:
+            raise Failure("io", "%s is not there after it was stored" % plan.name)
+        if plan.format == "vmdk":
+            found = files.capacity_of(self.cluster, store, "%s/%s" % (folder, plan.name))
+            if found is not None and found != self.capacity:
+                message = "its disk has %d bytes there instead of %d"
+                raise Failure("size", message % (found, self.capacity))
+
+    # ---- publishing
+
+    def publish(self, store, temp, manifest):
+        """Give a folder that is whole its final name."""
+        cluster, base = self.cluster, self.cluster.base
+        final = "%s/%s" % (base, self.image["id"])
+        files.make_folder(cluster, store, base)
+        if store.kind == "vsan":
+            files.make_folder(cluster, store, final)
+            files.write_manifest(cluster, store, final, manifest)
+            files.move_disk(cluster, store, self.imported, "%s/%s" % (final, self.plan.name))
+            files.drop(cluster, store, self.imported.rpartition("/")[0])
+            return
+        files.write_manifest(cluster, store, temp.inner, manifest)
+        if files.move_folder(cluster, store, temp.inner, final) or self.is_there(store):
+            return
+        self._into_folder(store, temp.inner, final, manifest)
+
+    def _into_folder(self, store, inner, final, manifest):
+        """Move into a folder that is there without the image: what somebody's broken transfer left."""
+        cluster, name = self.cluster, self.plan.name
+        strange = [
+            file.name
+            for file in cluster.search(store, final) or ()
+            if file.name != MANIFEST and not (file.folder and file.name.startswith(TIMESTAMP))
+        ]
+        if strange:
+            raise Failure(
+                "foreign",
+                "%s is there without the image, and holds %s; look at it, and remove it"
+                % (store.path(final), ascii(strange[0])[:100]),
+            )
+        files.write_manifest(cluster, store, final, manifest)
+        move = files.move_folder if self.plan.format == "iso" else files.move_disk
+        source, target = "%s/%s" % (inner, name), "%s/%s" % (final, name)
+        if not move(cluster, store, source, target) and not self.is_there(store):
+            raise Failure("io", "cannot move to " + store.path(target))
+
+    def manifest(self, store, folder):
+        """Return the manifest of what stands in a folder."""
+        image, plan, now = self.image, self.plan, utc_now()
+        algo, value = image["digest"]["algo"], image["digest"]["value"].lower()
+        weak = algo in ("md5", "sha1")
+        size = content_size(self.cluster.search(store, folder) or (), plan.name)
+        stored = {
+            "algo": algo if plan.as_it_is or not weak else "sha512",
+            "value": value if plan.as_it_is else None,
+            "size": plan.size if plan.as_it_is else size or self.capacity,
+            "format": plan.format,
+            "mtime_ns": None,
+        }
+        return {
+            "version": 1,
+            "image_id": image["id"],
+            "image_name": image["name"],
+            "base": image["id"],
+            "digest": {"algo": algo, "value": value, "weak": weak},
+            "stored": stored,
+            "disk_format": image["disk_format"],
+            "disk_type": plan.kind if not plan.as_it_is else plan.disk_type,
+            "source": self.order["source"]["kind"],
+            "tool": self.order["tool"],
+            "run": self.order["run"],
+            "cached_at": now,
+            "touched_at": now,
+            "verified_at": now,
+            "pin": None,
+        }
+
+    def _copy_content(self, source, store, inner):
+        """Copy what holds the image; a plain disk's content goes into a new disk, as it came from Glance."""
+        cluster, plan = self.cluster, self.plan
+        folder = "%s/%s" % (cluster.base, self.image["id"])
+        path, target = "%s/%s" % (folder, plan.name), "%s/%s" % (inner, plan.name)
+        if plan.format == "iso":
+            files.copy_file(cluster, (source, path), (store, target))
+            return
+        self.capacity = files.capacity_of(cluster, source, path)
+        if plan.kind != FLAT:
+            files.copy_disk(cluster, (source, path), (store, target))
+            return
+        flat, new_flat = (place + "/" + plan.flat_name for place in (folder, inner))
+        files.create_disk(cluster, store, target, plan)
+        files.delete(cluster, store, new_flat)
+        files.copy_file(cluster, (source, flat), (store, new_flat))

@@ -1,0 +1,75 @@
+"""Which machines use cached images: by what Nova wrote about them, and by the disks they are based on.
+
+Nova makes the machine, with its image's id in the notes, before it asks for the image; so while the
+timestamps' lock is held, no boot is on its way that is not seen here.
+Source: nova ``virt/vmwareapi/vmops.py`` (``spawn``, ``_get_instance_metadata``); vSphere API
+``VirtualMachineFileLayoutEx``, ``VirtualDiskFlatVer2BackingInfo``.
+"""
+
+# mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
+
+from .core import Failure
+from .soap import Fault, refs_of, text_of
+from .vmware import PREFIX
+
+_PATHS = ("name", "config.annotation", "config.hardware.device", "layoutEx.file")
+_NOTE = "imageid:"
+
+
+class Use:
+    """Image id (lower case) -> names of the machines that use it; and what could not be read."""
+
+    def __init__(self, cluster, tell=lambda done, total: None):
+        self.users = {}
+        self.problems = []
+        self.cluster = cluster
+        try:
+            self._read(tell)
+        except Fault as fault:
+            self.problems.append(fault.failure("cannot look at the machines").message)
+        except Failure as failure:
+            if failure.code == "interrupted":
+                raise
+            self.problems.append(failure.message)
+
+    def of(self, image_id):
+        """Return the names of the machines that use an image."""
+        return sorted(self.users.get(image_id.lower(), ()))
+
+    def _read(self, tell):
+        vim, machines = self.cluster.vim, {}
+        stores = vim.properties([store.ref for store in self.cluster.stores], ["vm"])
+        for store in self.cluster.stores:
+            if "vm" not in stores.get(store.ref.value, {}):
+                self.problems.append("cannot see which machines use datastore " + store.name)
+                continue
+            for ref in refs_of(stores[store.ref.value]["vm"]):
+                machines[ref.value] = ref
+        refs = list(machines.values())
+        prefixes = ["%s/" % store.path(self.cluster.base) for store in self.cluster.stores]
+        for start in range(0, len(refs), 100):
+            tell(start, len(refs))
+            found = vim.properties(refs[start : start + 100], _PATHS)
+            for values in found.values():
+                self._note(values, prefixes)
+
+    def _note(self, values, prefixes):
+        name = text_of(values.get("name"), "a machine without a name")[:200]
+        if "config.hardware.device" not in values:
+            if not name.startswith(PREFIX):
+                self.problems.append("cannot read what the machine %s uses" % ascii(name))
+            return
+        for line in text_of(values.get("config.annotation"), "").split("\n"):
+            if line.startswith(_NOTE):
+                self._add(line[len(_NOTE) :].strip(), name)
+        paths = [node.text or "" for node in values["config.hardware.device"].iter("fileName")]
+        layout = values.get("layoutEx.file")
+        if layout is not None:
+            paths += [node.text or "" for node in layout.iter("name")]
+        for path in paths:
+            for prefix in prefixes:
+                if path.startswith(prefix):
+                    self._add(path[len(prefix) :].split("/")[0], name)
+
+    def _add(self, image_id, name):
+        self.users.setdefault(image_id.lower(), set()).add(name)

@@ -1,0 +1,222 @@
+// Test vCenter: govmomi's simulator plus what it lacks (real disk bytes through
+// qemu-img, session check on /folder, NFC uploads that are kept).
+package main
+
+import (
+	"crypto/tls"
+	"flag"
+	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+
+	"github.com/vmware/govmomi/simulator"
+	"github.com/vmware/govmomi/vim25/methods"
+	"github.com/vmware/govmomi/vim25/soap"
+	"github.com/vmware/govmomi/vim25/types"
+)
+
+type fault = types.BaseMethodFault
+
+func exists(p string) bool                 { _, e := os.Stat(p); return e == nil }
+func flat(p string) string                 { return strings.TrimSuffix(p, ".vmdk") + "-flat.vmdk" }
+func dsRoot(d *simulator.Datastore) string { return d.Info.GetDatastoreInfo().Url }
+
+// local file of "[datastore] a/b"
+func local(name string) string {
+	i := strings.Index(name, "]")
+	if !strings.HasPrefix(name, "[") || i < 0 {
+		return ""
+	}
+	for _, e := range simulator.Map.All("Datastore") {
+		if d := e.(*simulator.Datastore); d.Name == name[1:i] {
+			return filepath.Join(dsRoot(d), strings.TrimSpace(name[i+1:]))
+		}
+	}
+	return ""
+}
+
+func qemuImg(args ...string) fault {
+	if out, err := exec.Command("qemu-img", args...).CombinedOutput(); err != nil {
+		log.Printf("qemu-img %v: %s", args, out)
+		return &types.InvalidArgument{InvalidProperty: string(out)}
+	}
+	return nil
+}
+
+func toFlat(src, dst string) fault {
+	return qemuImg("convert", "-f", "vmdk", "-O", "vmdk", "-o", "subformat=monolithicFlat,adapter_type=lsilogic", src, dst)
+}
+
+type vdm struct{ *simulator.VirtualDiskManager }
+
+func (m *vdm) run(kind string, f func() fault) types.ManagedObjectReference {
+	t := simulator.CreateTask(m, kind, func(*simulator.Task) (types.AnyType, types.BaseMethodFault) { return nil, f() })
+	t.Info.Entity = nil
+	return t.Run()
+}
+
+func pair(src, dst string, f func(s, d string) fault) func() fault {
+	return func() fault {
+		s, d := local(src), local(dst)
+		switch {
+		case s == "" || d == "":
+			return &types.InvalidDatastorePath{DatastorePath: src}
+		case !exists(s):
+			return &types.FileNotFound{FileFault: types.FileFault{File: src}}
+		case exists(d):
+			return &types.FileAlreadyExists{FileFault: types.FileFault{File: dst}}
+		}
+		return f(s, d)
+	}
+}
+
+func (m *vdm) CopyVirtualDiskTask(_ *simulator.Context, r *types.CopyVirtualDisk_Task) soap.HasFault {
+	t := m.run("copyVirtualDisk", pair(r.SourceName, r.DestName, toFlat))
+	return &methods.CopyVirtualDisk_TaskBody{Res: &types.CopyVirtualDisk_TaskResponse{Returnval: t}}
+}
+
+func (m *vdm) MoveVirtualDiskTask(_ *simulator.Context, r *types.MoveVirtualDisk_Task) soap.HasFault {
+	t := m.run("moveVirtualDisk", pair(r.SourceName, r.DestName, func(s, d string) fault {
+		b, err := os.ReadFile(s)
+		if err == nil {
+			q := func(p string) string { return `"` + filepath.Base(flat(p)) + `"` }
+			err = os.WriteFile(d, []byte(strings.ReplaceAll(string(b), q(s), q(d))), 0600)
+		}
+		if err == nil {
+			err = os.Rename(flat(s), flat(d))
+		}
+		if err == nil {
+			err = os.Remove(s)
+		}
+		if err != nil {
+			return &types.CannotAccessFile{FileFault: types.FileFault{File: r.SourceName}}
+		}
+		return nil
+	}))
+	return &methods.MoveVirtualDisk_TaskBody{Res: &types.MoveVirtualDisk_TaskResponse{Returnval: t}}
+}
+
+func (m *vdm) CreateVirtualDiskTask(_ *simulator.Context, r *types.CreateVirtualDisk_Task) soap.HasFault {
+	t := m.run("createVirtualDisk", func() fault {
+		d, ad, kb := local(r.Name), "lsilogic", int64(0)
+		if exists(d) {
+			return &types.FileAlreadyExists{FileFault: types.FileFault{File: r.Name}}
+		}
+		if s, ok := r.Spec.(*types.FileBackedVirtualDiskSpec); ok {
+			kb, ad = s.CapacityKb, strings.ToLower(s.AdapterType)
+		}
+		return qemuImg("create", "-q", "-f", "vmdk", "-o", "subformat=monolithicFlat,adapter_type="+ad, d, fmt.Sprintf("%dK", kb))
+	})
+	return &methods.CreateVirtualDisk_TaskBody{Res: &types.CreateVirtualDisk_TaskResponse{Returnval: t}}
+}
+
+type browser struct {
+	*simulator.HostDatastoreBrowser
+}
+
+// the real browser lists everything when no pattern is given; the simulator nothing
+func (b *browser) SearchDatastoreTask(s *types.SearchDatastore_Task) soap.HasFault {
+	if s.SearchSpec == nil {
+		s.SearchSpec = &types.HostDatastoreBrowserSearchSpec{}
+	}
+	if len(s.SearchSpec.MatchPattern) == 0 {
+		s.SearchSpec.MatchPattern = []string{"*"}
+	}
+	return b.HostDatastoreBrowser.SearchDatastoreTask(s)
+}
+
+var cookies sync.Map
+
+type recorder struct{ http.ResponseWriter }
+
+func (r recorder) WriteHeader(n int)           { r.note(); r.ResponseWriter.WriteHeader(n) }
+func (r recorder) Write(b []byte) (int, error) { r.note(); return r.ResponseWriter.Write(b) }
+func (r recorder) note() {
+	for _, c := range (&http.Response{Header: r.Header()}).Cookies() {
+		cookies.Store(strings.Trim(c.Value, `"`), true)
+	}
+}
+
+func front(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		put := r.Method == "PUT" || r.Method == "POST"
+		if strings.HasPrefix(r.URL.Path, "/folder/") {
+			ok := false
+			for _, c := range r.Cookies() {
+				if _, known := cookies.Load(strings.Trim(c.Value, `"`)); known || c.Name == "vmware_cgi_ticket" {
+					ok = true
+				}
+			}
+			if !ok {
+				w.WriteHeader(http.StatusUnauthorized)
+				return
+			}
+			p := local("[" + r.URL.Query().Get("dsName") + "] " + strings.TrimPrefix(r.URL.Path, "/folder/"))
+			if put && p != "" && !exists(filepath.Dir(p)) {
+				w.WriteHeader(http.StatusNotFound)
+				return
+			}
+		}
+		if put && strings.HasPrefix(r.URL.Path, "/nfc/") {
+			name := strings.TrimSuffix(path.Base(r.URL.Path), ".vmdk")
+			for _, e := range simulator.Map.All("Datastore") {
+				disk := filepath.Join(dsRoot(e.(*simulator.Datastore)), name, name+".vmdk")
+				if !exists(disk) {
+					continue
+				}
+				f, _ := os.Create(disk + ".nfc")
+				io.Copy(f, r.Body)
+				f.Close()
+				os.Remove(disk)
+				os.Remove(flat(disk))
+				bad := toFlat(disk+".nfc", disk)
+				os.Remove(disk + ".nfc")
+				if bad != nil {
+					w.WriteHeader(http.StatusInternalServerError)
+				}
+				return
+			}
+		}
+		next.ServeHTTP(recorder{w}, r)
+	})
+}
+
+func main() {
+	listen := flag.String("l", "127.0.0.1:0", "address")
+	user := flag.String("u", "user", "user")
+	pass := flag.String("p", "pass", "password")
+	n := flag.Int("ds", 1, "datastores")
+	flag.Parse()
+	m := simulator.VPX()
+	m.Datastore = *n
+	if err := m.Create(); err != nil {
+		log.Fatal(err)
+	}
+	defer m.Remove()
+	for _, e := range simulator.Map.All("Datastore") {
+		d := e.(*simulator.Datastore)
+		d.Summary.Type = "VMFS"
+		simulator.Map.Put(&browser{simulator.Map.Get(d.Browser).(*simulator.HostDatastoreBrowser)})
+	}
+	simulator.Map.Put(&vdm{simulator.Map.VirtualDiskManager().(*simulator.VirtualDiskManager)})
+	m.Service.Listen = &url.URL{Host: *listen, User: url.UserPassword(*user, *pass)}
+	m.Service.RegisterEndpoints = true
+	m.Service.TLS = new(tls.Config)
+	s := m.Service.NewServer()
+	s.Server.Config.Handler = front(s.Server.Config.Handler)
+	fmt.Println(s.URL)
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, syscall.SIGINT, syscall.SIGTERM)
+	<-c
+	s.Close()
+}
