@@ -29,8 +29,7 @@ def _libvirt() -> Driver:
 
 
 def _glance_cache() -> Driver:
-    class GlanceCacheDriver(Driver):
-        name = "glance-cache"
+    from imgcache.drivers.glance_cache import GlanceCacheDriver  # noqa: PLC0415
 
     return GlanceCacheDriver()
 

@@ -65,7 +65,8 @@ async def _execute(
     async def check_host(context: HostRun, driver: Driver) -> list[tuple[str, CheckState, str]]:
         rows = await driver.check(context, access)
         context.found_wrong = any(state is CheckState.FAIL for _, state, _ in rows)
-        return [("login", CheckState.OK, "logged in, helper started"), *rows]
+        login = [("login", CheckState.OK, "logged in, helper started")] if context.logged_in else []
+        return [*login, *rows]
 
     async with open_fleet("check", request, hosts, sink, service=service) as fleet:
         found = await fleet.each(hosts, check_host)

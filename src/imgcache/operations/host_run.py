@@ -53,6 +53,8 @@ class HostRun:
         self.run_id = engine.run_id
         self.wait = engine.wait
         self.has_place = False
+        #: Whether the helper was to be started; when that fails, there is an error besides.
+        self.logged_in = False
         #: Whether work that reports no outcomes (a check) found something wrong.
         self.found_wrong = False
         self._engine = engine
@@ -64,6 +66,7 @@ class HostRun:
 
     def converse(self, modules: Sequence[str]) -> AbstractAsyncContextManager[Conversation]:
         """See ``HostContext``."""
+        self.logged_in = True
         return start_conversation(self._engine.transport, self.host, modules)
 
     def session(self, command: str) -> AbstractAsyncContextManager[Session]:
