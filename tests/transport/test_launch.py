@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -174,3 +175,36 @@ def test_the_digest_covers_every_module_and_is_what_travels() -> None:
         launch.module_source("../errors")
     with pytest.raises(KeyError):
         launch.module_source("nothing")
+
+
+@pytest.fixture
+def other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the name of a package with a module for hosts, and one that is called as one of ours."""
+    name = f"other_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / name).mkdir()
+    for module in ("__init__", "theirs", "core"):
+        (tmp_path / name / f"{module}.py").write_text(f"# {module}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return name
+
+
+def test_another_package_brings_modules_and_replaces_none_of_ours(other_package: str) -> None:
+    frame, source = launch.load_frame(f"{other_package}:theirs", 7).split(b"\n", 1)
+    assert source == b"# theirs\n"
+    assert json.loads(frame)["name"] == "theirs"
+    for wrong in ("core", "nothing", "../theirs", ""):
+        with pytest.raises(KeyError):
+            launch.module_source(f"{other_package}:{wrong}")
+    with pytest.raises(KeyError):
+        launch.module_source("no_such_package_at_all:theirs")
+
+
+@pytest.mark.row("T12")
+def test_code_of_other_packages_is_not_in_our_digest_and_has_its_own(other_package: str) -> None:
+    ours = launch.helper_digest()
+    assert "theirs" not in launch.helper_modules()
+    assert launch.helper_modules(other_package) == ("theirs",)
+    assert launch.helper_digest(other_package) not in {ours, launch.helper_digest("json")}
+    assert launch.helper_digest() == ours
+    with pytest.raises(KeyError):
+        launch.helper_digest("no_such_package_at_all")

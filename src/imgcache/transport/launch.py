@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from imgcache.model import Host
 
+#: Where the helper's source is.
+_PACKAGE = "imgcache.helper"
 #: The version of the protocol, sent with ``start``.
 PROTOCOL = 1
 
@@ -76,36 +78,48 @@ def _quoted(word: str, setting: str, code: ErrorCode) -> str:
 def module_source(name: str) -> bytes:
     """Return the source of one of the helper's modules as the installed package has it.
 
+    ``package:module`` is a module that another package brings: see ``Driver.helper_package``.
+
     Raises:
-        KeyError: there is no such module; a bug in the caller.
+        KeyError: there is no such module, or it has the name of one of ours; a bug in the caller.
     """
-    if not name.isidentifier():
+    package, _, module = name.rpartition(":")
+    if not module.isidentifier() or (package and module in helper_modules()):
         raise KeyError(name)
     try:
-        return resources.files("imgcache.helper").joinpath(f"{name}.py").read_bytes()
-    except FileNotFoundError:
+        return resources.files(package or _PACKAGE).joinpath(f"{module}.py").read_bytes()
+    except (FileNotFoundError, ModuleNotFoundError):
         raise KeyError(name) from None
 
 
 @cache
-def helper_modules() -> tuple[str, ...]:
-    """Return the names of all of the helper's modules, sorted."""
-    entries = resources.files("imgcache.helper").iterdir()
-    names = sorted(
-        entry.name.removesuffix(".py") for entry in entries if entry.name.endswith(".py")
-    )
-    return tuple(name for name in names if name != "__init__")
+def helper_modules(package: str = _PACKAGE) -> tuple[str, ...]:
+    """Return the names of all of the helper's modules, or of those that another package brings, sorted.
+
+    Modules of other packages that are called as ours are never sent.
+
+    Raises:
+        KeyError: there is no such package.
+    """
+    try:
+        names = [entry.name for entry in resources.files(package).iterdir()]
+    except (ModuleNotFoundError, TypeError, OSError):
+        raise KeyError(package) from None
+    modules = sorted(name.removesuffix(".py") for name in names if name.endswith(".py"))
+    never_sent = {"__init__", *(() if package == _PACKAGE else helper_modules())}
+    return tuple(name for name in modules if name not in never_sent)
 
 
 @cache
-def helper_digest() -> str:
-    """Return the SHA-256 (hex) of all code that is ever sent to a host, in a fixed order.
+def helper_digest(package: str = _PACKAGE) -> str:
+    """Return the SHA-256 (hex) of all code of a package that is ever sent to a host, in a fixed order.
 
-    Constant per release: it covers each module's name, size and source, sorted by name.
+    Constant per release: it covers each module's name, size and source, sorted by name. That of imgcache
+    says nothing about what the drivers of other packages send, which have digests of their own.
     """
     digest = hashlib.sha256()
-    for name in helper_modules():
-        source = module_source(name)
+    for name in helper_modules(package):
+        source = module_source(name if package == _PACKAGE else f"{package}:{name}")
         digest.update(f"{name} {len(source)}\n".encode() + source)
     return digest.hexdigest()
 
@@ -124,7 +138,7 @@ def load_frame(name: str, order_id: int) -> bytes:
     header = {
         "op": "load",
         "id": order_id,
-        "name": name,
+        "name": name.rpartition(":")[2],
         "size": len(source),
         "sha256": hashlib.sha256(source).hexdigest(),
     }
