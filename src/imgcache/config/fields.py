@@ -26,6 +26,8 @@ _HOP = re.compile(
 )
 _PORT = re.compile(r"\s*\d{1,5}\s*", re.ASCII)
 _MAX_TEXT = 4096
+#: In an ``endpoint`` for several hosts: each one's name.
+HOST_PLACEHOLDER = "{host}"
 
 
 def _plain_text(value: str) -> str:
@@ -134,6 +136,16 @@ def _url(value: str) -> str:
     return value.rstrip("/")
 
 
+def _node_url(value: str) -> str:
+    """Check the URL of a host; ``{host}`` in it stands for the host's name."""
+    plain = value.replace(HOST_PLACEHOLDER, "host")
+    if "{" in plain or "}" in plain:
+        message = f"knows no placeholder but {HOST_PLACEHOLDER}, the host's name"
+        raise ValueError(message)
+    _url(plain)
+    return value.rstrip("/")
+
+
 def _jumps(value: str) -> str:
     """Check ``[user@]host[:port]``, several separated by commas, as OpenSSH's ProxyJump."""
     for hop in value.split(","):
@@ -189,6 +201,7 @@ HostPaths = Annotated[tuple[HostPath, ...], BeforeValidator(_one_or_many)]
 FolderName = Annotated[str, AfterValidator(_folder_name)]
 SizeBytes = Annotated[int, BeforeValidator(_size_bytes)]
 Url = Annotated[str, AfterValidator(_url)]
+NodeUrl = Annotated[str, AfterValidator(_node_url)]
 Jumps = Annotated[str, AfterValidator(_jumps)]
 LinkRate = Annotated[int, BeforeValidator(_link_rate)]
 Ports = Annotated[tuple[int, int], BeforeValidator(_ports)]

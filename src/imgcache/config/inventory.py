@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
 from imgcache.config.document import Document, parse_document
+from imgcache.config.fields import HOST_PLACEHOLDER
 from imgcache.config.nodesets import MAX_HOSTS, count_hosts, expand_hosts
 from imgcache.config.problems import add_problems, nearest
 from imgcache.config.schema import (
@@ -73,9 +75,17 @@ def _check_defaults(document: Document, entry: InventoryEntry) -> None:
     places: list[tuple[tuple[str | int, ...], SettingsEntry]] = [(("defaults",), entry.defaults)]
     places += [(("aggregates", name), aggregate) for name, aggregate in entry.aggregates.items()]
     for keys, settings in places:
-        for key in _ADDRESSES:
-            if getattr(settings, key) is not None:
-                document.add((*keys, key), "is for a single host only", at_key=True)
+        for key in _own_addresses(settings):
+            hint = f"say {HOST_PLACEHOLDER} where its name belongs" if key == "endpoint" else None
+            document.add((*keys, key), "is for a single host only", hint, at_key=True)
+
+
+def _own_addresses(settings: SettingsEntry) -> list[str]:
+    """Return the keys given whose values can belong to one host only."""
+    given = [key for key in _ADDRESSES if getattr(settings, key) is not None]
+    if settings.endpoint is not None and HOST_PLACEHOLDER not in settings.endpoint:
+        given.append("endpoint")
+    return given
 
 
 def _check_total(document: Document, entry: InventoryEntry) -> None:
@@ -84,8 +94,7 @@ def _check_total(document: Document, entry: InventoryEntry) -> None:
         for index, host in enumerate(aggregate.hosts):
             count = count_hosts(host.name)
             total += count
-            given = [key for key in _ADDRESSES if getattr(host, key) is not None]
-            for key in given if count > 1 else ():
+            for key in _own_addresses(host) if count > 1 else ():
                 keys = ("aggregates", name, "hosts", index, key)
                 document.add(keys, f"one address for {count} hosts", at_key=True)
     if total > MAX_HOSTS:
@@ -154,7 +163,8 @@ class _Builder:
             given = _given(entry)
             settings = HostSettings(**(base | given)) if given else shared
             for host in self._expand(keys, entry):
-                self._note(host, _Seen(keys, settings, aggregate.cell, aggregate.site))
+                own = _placed(settings, host)
+                self._note(host, _Seen(keys, own, aggregate.cell, aggregate.site))
                 names[host] = None
         return list(names)
 
@@ -200,6 +210,8 @@ class _Builder:
             first = self._document.where(self._hosts[other].keys)
             what = f"{host} is the same machine and cache as {other} at {first}"
             hint = "name each host once; for several caches on one machine give each its instances_path"
+            if new.settings.endpoint:
+                hint = "give each node its own URL, not the balancer's, which is a random one of them"
             self._document.add(new.keys, what, hint)
 
 
@@ -209,11 +221,23 @@ def _given(entry: SettingsEntry) -> dict[str, Any]:
     return {key: value for key, value in given.items() if key in _SETTING_NAMES}
 
 
+def _placed(settings: HostSettings, host: str) -> HostSettings:
+    """Return the settings with the host's name in its endpoint."""
+    if settings.endpoint is None or HOST_PLACEHOLDER not in settings.endpoint:
+        return settings
+    name = f"[{host}]" if ":" in host else host
+    return replace(settings, endpoint=settings.endpoint.replace(HOST_PLACEHOLDER, name))
+
+
 def _cache_key(host: str, settings: HostSettings) -> tuple[object, ...]:
     """Return what tells one cache from another: how to reach the machine, and where the cache is.
 
     The Python command belongs to it, since it may enter a container with folders of its own.
     """
+    if settings.endpoint:
+        url = urlsplit(settings.endpoint.removesuffix("/v2"))
+        port = url.port or (443 if url.scheme == "https" else 80)
+        return ("endpoint", (url.hostname or "").removesuffix("."), port, url.path.rstrip("/"))
     place = (settings.driver, settings.instances_path, settings.cache_subdirectory, settings.python)
     if settings.transport == "local":
         return ("local", *place)

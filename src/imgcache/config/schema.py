@@ -23,6 +23,7 @@ from imgcache.config.fields import (
     LinkRate,
     LocalPath,
     Login,
+    NodeUrl,
     NodeSetText,
     Ports,
     SizeBytes,
@@ -75,6 +76,7 @@ class SettingsEntry(_FileModel):
     # Source: nova conf/libvirt.py, the choices of [libvirt] images_type.
     images_type: Literal["raw", "flat", "qcow2", "lvm", "rbd", "ploop", "default"] | None = None
     reserve: SizeBytes | None = None
+    endpoint: NodeUrl | None = None
     relay_address: HostName | None = None
     relay_ports: Ports | None = None
     relay_tls: Switch | None = None

@@ -116,7 +116,7 @@ async def _look_at(hosts: Sequence[Host], concurrency: int) -> TrustPlan:
     config, known = SshConfig(), KnownHosts()
 
     async def look(host: Host) -> HostTrust:
-        if host.settings.transport != "ssh":
+        if host.settings.transport != "ssh" or host.settings.endpoint:
             return HostTrust(host, TrustState.SKIPPED, reason="reached without SSH")
         try:
             async with places:
