@@ -211,7 +211,9 @@ class _Builder:
             what = f"{host} is the same machine and cache as {other} at {first}"
             hint = "name each host once; for several caches on one machine give each its instances_path"
             if new.settings.endpoint:
-                hint = "give each node its own URL, not the balancer's, which is a random one of them"
+                hint = (
+                    "give each node its own URL, not the balancer's, which is a random one of them"
+                )
             self._document.add(new.keys, what, hint)
 
 

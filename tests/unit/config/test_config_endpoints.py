@@ -104,7 +104,7 @@ def test_two_hosts_behind_one_url_are_refused(second: str) -> None:
     first = "{name: h, endpoint: 'http://g.example.net'}"
     text = f"aggregates: {{a: {{hosts: [{first}, {{name: i, endpoint: '{second}'}}]}}}}"
     where, what, hint = problem(text)
-    assert where == "1:72: aggregates.a.hosts[1]"
+    assert where == "1:71: aggregates.a.hosts[1]"
     assert "i is the same machine and cache as h" in what
     assert hint is not None
     assert "balancer" in hint
