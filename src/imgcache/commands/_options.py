@@ -344,3 +344,16 @@ KeepFor = Annotated[
         help="Pin the images there for so long, such as 72h; see imgcache pin.",
     ),
 ]
+NoWait = Annotated[
+    bool,
+    typer.Option(
+        "--no-wait",
+        help="Do not wait: not for a window to open, nor for hosts that fetch by themselves (Glance nodes).",
+    ),
+]
+Queued = Annotated[
+    bool,
+    typer.Option(
+        "--queued", help="Only take back what waits to be fetched; what is cached there stays."
+    ),
+]

@@ -13,6 +13,7 @@ from imgcache.commands._options import (
     ImageNames,
     LogFile,
     OutputFormat,
+    Queued,
     Quiet,
     Retries,
     ShownColumns,
@@ -32,6 +33,7 @@ def delete(  # noqa: PLR0917 - options are parameters in Typer
     host: Hosts = None,
     exclude: Exclude = None,
     all_hosts: AllHosts = False,
+    queued: Queued = False,
     concurrency: Concurrency = 10,
     retries: Retries = 3,
     timeout: Timeout = "30m",  # type: ignore[assignment]  # Typer parses it
@@ -52,6 +54,9 @@ def delete(  # noqa: PLR0917 - options are parameters in Typer
     cache that hosts share, anything unless all of them are examined in the same run. The host decides all of
     it again, under Nova's lock, right before each removal. What is kept is reported with the reason, and
     makes the exit code 1. A host that does not have the image is no failure.
+
+    An image that waits to be fetched by the host itself (a Glance node) is taken back, too; with --queued
+    only that is done.
 
     An image that is gone from the image service can be named by its UUID only.
 
@@ -78,6 +83,7 @@ def delete(  # noqa: PLR0917 - options are parameters in Typer
         timeout_s=timeout,
         dry_run=dry_run,
         names=tuple(images),
+        queued_only=queued,
     )
     report = run_on_hosts(ctx, output, run_delete, request, with_service=not all_ids(images))
     return output.show(outcome_listing(report), report.exit_code())

@@ -15,6 +15,7 @@ from imgcache.commands._options import (
     ImageNames,
     KeepFor,
     LogFile,
+    NoWait,
     OutputFormat,
     Quiet,
     Retries,
@@ -43,6 +44,7 @@ def precache(  # noqa: PLR0917 - options are parameters in Typer
     seeds: Seeds = 1,
     rate_limit: FetchRateLimit = None,
     keep_for: KeepFor = None,
+    no_wait: NoWait = False,
     dry_run: DryRun = False,
     form: OutputFormat = Format.TABLE,
     column: ShownColumns = None,
@@ -92,6 +94,7 @@ def precache(  # noqa: PLR0917 - options are parameters in Typer
         rate_limit=rate_limit,
         dry_run=dry_run,
         keep_for_s=keep_for,
+        wait=not no_wait,
     )
     called = invocation_of(ctx)
     inventory = load_inventory(called.inventory)

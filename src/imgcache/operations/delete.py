@@ -26,12 +26,17 @@ if TYPE_CHECKING:
     from imgcache.plan import EntryReport
 
 
+NOT_CACHED = "not in this host's cache"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeleteRequest(FleetRequest):
     """What the operator asked for."""
 
     names: tuple[str, ...] = field(default=())
     """Image ids and names; an image that is gone from the image service only by its id."""
+    queued_only: bool = False
+    """Take back what waits to be fetched; what is cached stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,8 @@ async def _execute(
 ) -> EntryReport:
     async def decide(driver: Driver, cache: HostCache, hosts: Collection[str]) -> HostPlan:
         del hosts
-        return plan_delete(cache, plan.images.by_entry(driver).keys())
+        images = plan.images.by_entry(driver)
+        return plan_delete(cache, images.keys(), queued_only=request.queued_only)
 
     async with open_fleet("delete", request, plan.hosts, sink, service=service) as fleet:
         planned = await plan_hosts(fleet, plan.hosts, decide)
@@ -84,12 +90,16 @@ async def _execute(
         for one in planned:
             present = {base_of(decision.entry) for decision in one.plan.decisions}
             images = plan.images.by_entry(driver_of(one.host))
-            found[one.host.name] += absent_rows(one.host, images, present)
+            reason = "not queued on this host" if request.queued_only else NOT_CACHED
+            found[one.host.name] += absent_rows(one.host, images, present, reason)
         return report_of(fleet, found)
 
 
 def absent_rows(
-    host: Host, images: Mapping[str, KnownImage], present: Collection[str | None]
+    host: Host,
+    images: Mapping[str, KnownImage],
+    present: Collection[str | None],
+    reason: str = NOT_CACHED,
 ) -> list[EntryOutcome]:
     """Return a row for each image of which the host has nothing; ``images``: name of its entry -> image.
 
@@ -108,7 +118,7 @@ def absent_rows(
             image_name=images[base].name,
             outcome=EntryWord.ABSENT,
             code=ErrorCode.ABSENT,
-            reason="not in this host's cache",
+            reason=reason,
         )
         for image_id, base in missing.items()
         if image_id not in there
