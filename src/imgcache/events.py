@@ -98,6 +98,14 @@ class Notice:
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """No host begins for now, or (None) hosts begin again."""
+
+    what: str | None
+    """What is waited for, such as a window or the end of a wave."""
+
+
+@dataclass(frozen=True, slots=True)
 class RunEnded:
     """The run is over; nothing follows."""
 
@@ -114,6 +122,7 @@ Event = (
     | HostFailed
     | HostEnded
     | Notice
+    | Waiting
     | RunEnded
 )
 

@@ -27,6 +27,20 @@ if TYPE_CHECKING:
 #: Waits before repetitions: 1 s, 2 s, 4 s … at most this, times a random factor.
 MAX_BACK_OFF_S = 60.0
 FIRST_BACK_OFF_S = 1.0
+#: A host that has not answered for so long lends its place.
+PATIENCE_S = 1.0
+_DEAD_CODES = frozenset(
+    {
+        ErrorCode.CONNECT,
+        ErrorCode.JUMP,
+        ErrorCode.SESSION,
+        ErrorCode.HANG,
+        ErrorCode.LOST,
+        ErrorCode.TIMEOUT,
+    }
+)
+#: The operator's own limits ended the work: no failure.
+STOPPED_CODES = frozenset({ErrorCode.WINDOW, ErrorCode.DEADLINE, ErrorCode.HALTED})
 
 
 def back_off_delay(attempt: int, after_s: float | None) -> float:
@@ -53,6 +67,10 @@ class HostRun:
         self.run_id = engine.run_id
         self.wait = engine.wait
         self.has_place = False
+        #: Whether it has ever had a place.
+        self.begun = False
+        #: Whether the host has ever answered.
+        self.reached = False
         #: Whether the helper was to be started; when that fails, there is an error besides.
         self.logged_in = False
         #: Whether work that reports no outcomes (a check) found something wrong.
@@ -64,10 +82,17 @@ class HostRun:
         #: Why the work on this host ended early, if it did.
         self.failure: HostFailure | None = None
 
-    def converse(self, modules: Sequence[str]) -> AbstractAsyncContextManager[Conversation]:
-        """See ``HostContext``."""
+    @asynccontextmanager
+    async def converse(self, modules: Sequence[str]) -> AsyncIterator[Conversation]:
+        """See ``HostContext``. A host that is slow to answer lends its place until it does."""
         self.logged_in = True
-        return start_conversation(self._engine.transport, self.host, modules)
+        patience = _Patience(self, self._engine)
+        transport = self._engine.transport
+        try:
+            async with start_conversation(transport, self.host, modules, patience.answered) as talk:
+                yield talk
+        finally:
+            patience.end()
 
     def session(self, command: str) -> AbstractAsyncContextManager[Session]:
         """See ``HostContext``."""
@@ -126,7 +151,7 @@ class HostRun:
 
     def must_stop(self) -> HostError | None:
         """See ``HostContext``."""
-        return None
+        return self._engine.must_stop(self.host)
 
     def begin(self, image: Image) -> None:
         """See ``HostContext``."""
@@ -146,6 +171,8 @@ class HostRun:
         if image.id in self._reported:
             message = f"two outcomes for image {image.id} on {self.host.name}"
             raise AssertionError(message)
+        if outcome is OutcomeWord.ERROR and code in STOPPED_CODES:
+            outcome = OutcomeWord.SKIPPED
         now = time.monotonic()
         result = Outcome(
             host=self.host.name,
@@ -210,8 +237,15 @@ class HostRun:
                 self.report(image, OutcomeWord.SKIPPED, code=ErrorCode.INTERRUPTED, reason=reason)
 
     def _fail(self, word: OutcomeWord, code: ErrorCode, reason: str) -> None:
+        if word is OutcomeWord.ERROR and code in STOPPED_CODES:
+            word = OutcomeWord.SKIPPED
         host = self.host
         self.failure = HostFailure(host.name, host.aggregate, host.cell, word, code, reason)
+
+    def was_there(self) -> bool:
+        """Return False for a host that was not reached at all: dead, or hanging before it answers."""
+        dead = self.failure is not None and self.failure.code in _DEAD_CODES
+        return self.reached or not dead
 
     def has_failed(self) -> bool:
         """Return whether an image failed here or, in a run without images, the host itself."""
@@ -224,3 +258,36 @@ class HostRun:
     def outcomes(self) -> list[Outcome]:
         """Return what was reported, in the images' order."""
         return [self._reported[image.id] for image in self._images if image.id in self._reported]
+
+
+class _Patience:
+    """Lends the place of a host while it takes long to answer, from the connection to the helper's hello."""
+
+    def __init__(self, run: HostRun, engine: Engine) -> None:
+        self._run = run
+        self._engine = engine
+        self._lent = False
+        self._timer = asyncio.get_running_loop().call_later(PATIENCE_S, self._lose)
+
+    def _lose(self) -> None:
+        if self._run.has_place and self._engine.places.may_lend:
+            self._engine.places.lend()
+            self._run.has_place = False
+            self._lent = True
+            self._engine.slow(self._run.host)
+
+    async def answered(self) -> None:
+        """Wait for a place again, if it was lent."""
+        self._timer.cancel()
+        self._run.reached = True
+        if self._lent:
+            await self._engine.places.take_back()
+            self._run.has_place, self._lent = True, False
+            self._engine.answered(self._run.host)
+
+    def end(self) -> None:
+        """Give the host its place back at once: it has not answered, and is about to end or to wait."""
+        self._timer.cancel()
+        if self._lent:
+            self._engine.places.take_back_now()
+            self._run.has_place, self._lent = True, False

@@ -15,16 +15,33 @@ def fit_concurrency(wanted: int) -> tuple[int, str | None]:
 
     Raises the soft limit of open files as far as the hard one allows.
     """
-    needed = wanted * _PER_HOST + _RESERVED
+    soft = _raise_limit(_needed(wanted))
+    if soft >= _needed(wanted):
+        return wanted, None
+    fitting = max(1, int(soft - _RESERVED) // _PER_HOST)
+    return fitting, (
+        f"--concurrency {wanted} needs {_needed(wanted)} open files, the limit is {int(soft)}: "
+        f"{fitting} hosts at a time (raise it with ulimit -n)"
+    )
+
+
+def fit_lenders(concurrency: int, wanted: int) -> int:
+    """Return how many hosts may wait beside those at work, at most ``wanted``: each has a connection."""
+    soft = _raise_limit(_needed(concurrency + wanted))
+    if soft >= _needed(concurrency + wanted):
+        return wanted
+    return max(0, min(wanted, int(soft - _RESERVED) // _PER_HOST - concurrency))
+
+
+def _needed(hosts: int) -> int:
+    return hosts * _PER_HOST + _RESERVED
+
+
+def _raise_limit(needed: int) -> float:
+    """Raise the soft limit of open files to ``needed`` where that is allowed; return what it is."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < needed:
         ceiling = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (ceiling, hard))
         soft = ceiling
-    if soft == resource.RLIM_INFINITY or soft >= needed:
-        return wanted, None
-    fitting = max(1, (soft - _RESERVED) // _PER_HOST)
-    return fitting, (
-        f"--concurrency {wanted} needs {needed} open files, the limit is {soft}: "
-        f"{fitting} hosts at a time (raise it with ulimit -n)"
-    )
+    return float("inf") if soft == resource.RLIM_INFINITY else soft

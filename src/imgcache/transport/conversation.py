@@ -26,7 +26,7 @@ from imgcache.transport.orders import ROWS, Hello, Message, Order, OrderError, r
 from imgcache.transport.wire import FrameReader, protocol_error
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from imgcache.model import Host, Secret
     from imgcache.transport.base import Session, Transport
@@ -45,12 +45,16 @@ MAX_DATA_BYTES = 256 * 1024
 
 @asynccontextmanager
 async def start_conversation(
-    transport: Transport, host: Host, modules: Sequence[str]
+    transport: Transport,
+    host: Host,
+    modules: Sequence[str],
+    on_hello: Callable[[], Awaitable[None]] | None = None,
 ) -> AsyncIterator[Conversation]:
     """Connect to ``host`` and start the helper with these of its modules.
 
     Nothing is written, and the helper not waited for, before the first ``flush``, ``ready`` or
-    ``receive``. Leaving says good-bye, waits a few seconds at most, and closes everything.
+    ``receive``. Leaving says good-bye, waits a few seconds at most, and closes everything. ``on_hello`` is
+    awaited once, as soon as the helper has answered: nothing else is, or counts as time, before it returns.
 
     Raises:
         HostError: see ``Transport.open``; when the helper does not start, the first wait raises a code
@@ -58,7 +62,7 @@ async def start_conversation(
     """
     command = launch.command_for(host)
     async with transport.open(host, command) as session:
-        conversation = Conversation(session, host, modules)
+        conversation = Conversation(session, host, modules, on_hello)
         try:
             yield conversation
         finally:
@@ -68,8 +72,15 @@ async def start_conversation(
 class Conversation:
     """See the module. Used by one task; ``keep_alive``, ``switch`` and ``limit_rate`` may write beside it."""
 
-    def __init__(self, session: Session, host: Host, modules: Sequence[str]) -> None:
+    def __init__(
+        self,
+        session: Session,
+        host: Host,
+        modules: Sequence[str],
+        on_hello: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self._session = session
+        self._on_hello = on_hello
         self._host = host
         self._marker = secrets.token_hex(16)
         self._reader = FrameReader(session, self._marker)
@@ -131,6 +142,9 @@ class Conversation:
         await self.flush()
         while self._hello is None:
             await self._take_frame(self._hello_timeout())
+        if self._on_hello:
+            on_hello, self._on_hello = self._on_hello, None
+            await on_hello()
         return self._hello
 
     async def receive(self, order: Order, timeout_s: float) -> Message:
