@@ -42,8 +42,7 @@ def _vmwareapi() -> Driver:
 
 
 def _hyperv() -> Driver:
-    class HypervDriver(Driver):
-        name = "hyperv"
+    from imgcache.drivers.hyperv import HypervDriver  # noqa: PLC0415
 
     return HypervDriver()
 
