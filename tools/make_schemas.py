@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from imgcache.commands.drivers import CAPABILITY_COLUMNS
+from imgcache.drivers.capabilities import COMMANDS
 from imgcache.errors import ErrorCode
 from imgcache.model import EntryKind
 from imgcache.plan import EntryWord, OutcomeWord
@@ -35,6 +37,7 @@ def make_all() -> dict[str, str]:
     made = {
         "list": list_schema(),
         "status": status_schema(),
+        "drivers": drivers_schema(),
         **{name: outcome_schema(name) for name in ENTRY_COMMANDS},
     }
     for path in FOLDER.glob("*.json"):
@@ -224,6 +227,42 @@ def status_schema() -> Schema:
     )
 
 
+def drivers_schema() -> Schema:
+    """Return the schema of ``imgcache drivers``."""
+    package = {
+        "driver": _text_field("As the inventory's `driver:` says it."),
+        "package": _maybe("string", "The package that brings it; null: built in."),
+        "version": _maybe("string", "The package's."),
+    }
+    capability = {
+        **package,
+        "helper_sha256": _maybe(
+            "string", "Of the code of its own that it sends to hosts; null: only imgcache's."
+        ),
+        "command": {
+            "enum": list(COMMANDS),
+            "description": "A command, or one with an option that asks for more.",
+        },
+        "supported": {"type": "boolean"},
+        "reason": _maybe("string", "Why not; for people, its wording may change."),
+    }
+    problem = {**package, "problem": _text_field("For people; its wording may change.")}
+    parts = {
+        "capability": _object(capability, CAPABILITY_COLUMNS.known),
+        "problem": _object(problem, tuple(problem)),
+    }
+    properties = {
+        "command": {"const": "drivers"},
+        "capabilities": _rows("capability", "One object per driver and command."),
+        "problems": _rows("problem", "Drivers that packages register and that cannot be used."),
+    }
+    return {
+        **_about_file("drivers", "capabilities"),
+        **_object(properties, tuple(properties)),
+        "$defs": parts,
+    }
+
+
 # --------------------------------------------------------------------------------------------- the parts
 
 
@@ -254,14 +293,8 @@ def _document(command: str, rows_key: str, fields: Schema, parts: Schema) -> Sch
         "finished_at": {"$ref": "#/$defs/time"},
         **fields,
     }
-    about = (
-        f"Without --column; with it, the objects in `{rows_key}` hold only the columns asked for"
-    )
-    about += ")." if "(" in rows_key else "."
     return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": f"The result of `imgcache {command} -f json`",
-        "description": about,
+        **_about_file(command, rows_key),
         **_object(properties, tuple(properties)),
         "$defs": {
             "time": {
@@ -271,6 +304,18 @@ def _document(command: str, rows_key: str, fields: Schema, parts: Schema) -> Sch
             },
             **parts,
         },
+    }
+
+
+def _about_file(command: str, rows_key: str) -> Schema:
+    about = (
+        f"Without --column; with it, the objects in `{rows_key}` hold only the columns asked for"
+    )
+    about += ")." if "(" in rows_key else "."
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"The result of `imgcache {command} -f json`",
+        "description": about,
     }
 
 

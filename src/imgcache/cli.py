@@ -73,6 +73,10 @@ COMMANDS = {
         "imgcache.commands.check:check",
         "Tell per host whether precache would work there.",
     ),
+    "drivers": (
+        "imgcache.commands.drivers:drivers",
+        "Show which drivers there are, and which commands each can serve.",
+    ),
 }
 
 _EPILOG = (

@@ -8,10 +8,17 @@ of connections, which are the engine's.
 from __future__ import annotations
 
 from abc import ABC
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar, NoReturn, Protocol
 
+from imgcache.drivers.results import (
+    NoteRow,
+    NoteState,
+    RemovalItem,
+    RemovalRow,
+    RemovalState,
+    Verdict,
+    VerdictState,
+)
 from imgcache.errors import ErrorCode, HostError
 
 if TYPE_CHECKING:
@@ -21,96 +28,25 @@ if TYPE_CHECKING:
 
     from imgcache.drivers.feed import Feed
     from imgcache.drivers.node_api import NodeApi
-    from imgcache.model import Digest, Host, HostCache, Image, ImageId, ServiceAccess
+    from imgcache.model import Host, HostCache, Image, ImageId, ServiceAccess
     from imgcache.plan import CheckState, OutcomeWord, SourceKind
     from imgcache.transport.base import Session
     from imgcache.transport.conversation import Conversation
 
-
-class RemovalState(StrEnum):
-    """What became of an entry that was to be removed."""
-
-    REMOVED = "removed"
-    KEPT = "kept"
-    GONE = "gone"
-    """It was not there any more."""
-
-
-class VerdictState(StrEnum):
-    """What a host found when it hashed an entry again."""
-
-    INTACT = "intact"
-    DAMAGED = "damaged"
-    UNMANAGED = "unmanaged"
-    """Nothing is noted to compare it with."""
-    ADOPTED = "adopted"
-    """It was unmanaged; its content is the image's, and is noted now."""
-    ABSENT = "absent"
-    FAILED = "failed"
-    """It could not be hashed or noted."""
-
-
-class NoteState(StrEnum):
-    """What a host did with a pin or an entry's time."""
-
-    PINNED = "pinned"
-    UNPINNED = "unpinned"
-    RENEWED = "renewed"
-    UNMANAGED = "unmanaged"
-    """There is no manifest to note it in."""
-    ABSENT = "absent"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True, slots=True)
-class RemovalItem:
-    """One entry to remove, as it was when the removal was decided; the host decides again."""
-
-    name: str
-    inode: int
-    mtime_ns: int
-    min_age_s: float
-    ours_ok: bool = False
-    """It may be younger than an hour when imgcache itself set its time last."""
-    pinned_ok: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class RemovalRow:
-    """What a host did with one entry."""
-
-    name: str
-    """Exactly as ordered; from ``clean``, sanitised."""
-    state: RemovalState
-    code: ErrorCode | None
-    """Why it was kept."""
-    reason: str | None
-    bytes: int
-    """Allocated bytes: freed by a removal, else of the entry."""
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What a host found when it hashed one entry again."""
-
-    base_name: str
-    """The entry's, as asked for."""
-    state: VerdictState
-    code: ErrorCode | None = None
-    reason: str | None = None
-    digest: Digest | None = None
-    """Of the file as it is; None when it was not hashed."""
-    size_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class NoteRow:
-    """What a host did with one pin or renewal, and why not more."""
-
-    base_name: str
-    state: NoteState
-    code: ErrorCode | None = None
-    reason: str | None = None
+__all__ = [
+    "METHODS",
+    "Driver",
+    "HostContext",
+    "NoteRow",
+    "NoteState",
+    "RemovalItem",
+    "RemovalRow",
+    "RemovalState",
+    "Sources",
+    "UnsupportedError",
+    "Verdict",
+    "VerdictState",
+]
 
 
 class UnsupportedError(HostError):
@@ -234,6 +170,20 @@ class HostContext(Protocol):
         """
 
 
+#: The methods that make what a driver can do -> that, after "cannot".
+METHODS: Mapping[str, str] = {
+    "precache": "pre-cache images",
+    "check": "tell whether images can be pre-cached",
+    "inspect": "tell what is cached",
+    "remove": "remove cached images",
+    "clean": "remove what broken transfers left behind",
+    "verify": "verify cached images",
+    "prove": "prove which image a converted file is",
+    "pin": "pin cached images",
+    "renew": "renew the age of cached images",
+}
+
+
 class Driver(ABC):
     """One virtualisation back end. Stateless: one object serves all hosts of a run.
 
@@ -273,7 +223,7 @@ class Driver(ABC):
             UnsupportedError: this back end cannot; the engine reports ``unsupported`` and warns.
             HostError: see ``HostContext.converse``.
         """
-        self._cannot("precache", "pre-cache images")
+        self._cannot("precache")
 
     async def check(
         self, context: HostContext, service: ServiceAccess | None
@@ -287,7 +237,7 @@ class Driver(ABC):
             UnsupportedError: this back end cannot be pre-cached at all.
             HostError: see ``HostContext.converse``.
         """
-        self._cannot("check", "pre-cache images")
+        self._cannot("check")
 
     # ------------------------------------------------------------- the life of what is in the cache
 
@@ -303,7 +253,7 @@ class Driver(ABC):
             UnsupportedError: this back end has no cache of files.
             HostError: see ``HostContext.converse``.
         """
-        self._cannot("inspect", "tell what is in a cache")
+        self._cannot("inspect")
 
     async def remove(
         self,
@@ -316,7 +266,7 @@ class Driver(ABC):
         Raises:
             UnsupportedError, HostError: as ``inspect``; items without a row may be gone or not.
         """
-        self._cannot("remove", "remove entries of a cache")
+        self._cannot("remove")
 
     async def clean(
         self, context: HostContext, stall_age_s: float, on_row: Callable[[RemovalRow], None]
@@ -325,7 +275,7 @@ class Driver(ABC):
 
         In a dry run (``context.dry_run``) the rows say what would be done.
         """
-        self._cannot("clean", "clean a cache")
+        self._cannot("clean")
 
     async def verify(
         self,
@@ -347,7 +297,7 @@ class Driver(ABC):
             on_verdict: gets each entry's verdict as it is found.
             on_progress: gets base name, bytes done, bytes in total.
         """
-        self._cannot("verify", "verify cached images")
+        self._cannot("verify")
 
     async def prove(
         self,
@@ -368,7 +318,7 @@ class Driver(ABC):
             bytes_per_s: the most to read per second while hashing; None: as fast as it goes.
             on_verdict: gets each entry's verdict as it is found.
         """
-        self._cannot("prove", "prove what an entry is")
+        self._cannot("prove")
 
     async def pin(
         self,
@@ -383,7 +333,7 @@ class Driver(ABC):
 
         ``extend``: a pin that ends later stays as it is.
         """
-        self._cannot("pin", "pin cached images")
+        self._cannot("pin")
 
     async def renew(
         self,
@@ -392,8 +342,11 @@ class Driver(ABC):
         on_row: Callable[[NoteRow], None],
     ) -> None:
         """Set the times of entries to now: (base name, size in bytes that it must have) each."""
-        self._cannot("renew", "renew the age of cached images")
+        self._cannot("renew")
 
-    def _cannot(self, method: str, what: str) -> NoReturn:
-        reason = self.unsupported.get(method, f"the driver {self.name} cannot {what}")
-        raise UnsupportedError(ErrorCode.DRIVER, reason)
+    def why_not(self, method: str) -> str:
+        """Return why this driver does not have a method of ``METHODS``, in a sentence without full stop."""
+        return self.unsupported.get(method, f"the driver {self.name} cannot {METHODS[method]}")
+
+    def _cannot(self, method: str) -> NoReturn:
+        raise UnsupportedError(ErrorCode.DRIVER, self.why_not(method))

@@ -40,8 +40,7 @@ def why_not(driver: Driver, command: str) -> str | None:
     """Return why a driver cannot serve a command of ``COMMANDS``, in one sentence; None: it can."""
     for method in COMMANDS[command]:
         if not supports(driver, method):
-            plain = f"the driver {driver.name} cannot {command.partition(' ')[0]}"
-            return driver.unsupported.get(method, plain)
+            return driver.why_not(method)
     return None
 
 

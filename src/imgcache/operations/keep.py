@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from imgcache.drivers.base import Sources
+    from imgcache.drivers.base import HostContext, Sources
     from imgcache.drivers.node_api import NodeApi
     from imgcache.errors import HostError
     from imgcache.model import Host, Image
@@ -151,6 +151,10 @@ class _Holding:
     def api(self, endpoint: str) -> NodeApi:
         """See ``HostContext``."""
         return self._inner.api(endpoint)
+
+    def beside(self, host: Host) -> HostContext:
+        """See ``HostContext``."""
+        return self._inner.beside(host)
 
     def alone_on(self, storage_id: str) -> AbstractAsyncContextManager[None]:
         """See ``HostContext``."""
