@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from imgcache.events import Event
+    from imgcache.operations.sites import Sites
     from imgcache.plan import Outcome
     from imgcache.transport.base import Transport
     from servers.misbehaving_http import Behaviour, HttpServer
@@ -218,6 +219,7 @@ class Rig:
         timeout_s: float = 60.0,
         dry_run: bool = False,
         interrupt: Interrupt | None = None,
+        sites: Sites | None = None,
     ) -> list[Outcome]:
         """As ``run``, in a loop that runs."""
         sources = RunSources(
@@ -227,6 +229,7 @@ class Rig:
             run_id="test",
             lifetime_s=60,
             sink=self.events,
+            sites=sites,
         )
         async with sources:
             engine = Engine(

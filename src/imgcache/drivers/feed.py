@@ -112,6 +112,9 @@ class Feed(Protocol):
     def progress(self, phase: str, done_bytes: int) -> None:
         """Say how far the host is."""
 
+    def paused(self) -> None:
+        """The host waits before it tries again: it says nothing meanwhile."""
+
     async def wish(self) -> Wish:
         """Wait for the next wish; asked again and again while the transfer runs."""
 

@@ -45,6 +45,8 @@ RELAY_MODULES = ("offers", "relay")
 _LISTEN_S = 60.0
 #: Phases in which bytes come; later ones are not worth stopping.
 _MOVING = frozenset({"download", "hash"})
+#: What a host may say during a push: wrong bytes, when others had sent a part of them.
+_AFTER_PUSH = frozenset({ErrorCode.SWITCHED, ErrorCode.DIGEST})
 #: Not the image's fault, nor the host's: time was up.
 STOP_CODES = frozenset({ErrorCode.WINDOW, ErrorCode.DEADLINE, ErrorCode.HALTED})
 
@@ -297,7 +299,7 @@ class Transfer:
         failure = ItemError(code, message.fields.get_str("message", limit=1000))
         self.bytes_fetched = max(self.bytes_fetched, message.fields.get_int("bytes_fetched"))
         offset = message.fields.get_int("offset", high=self.image.size_bytes)
-        if self.kind is SourceKind.PUSH and code is not ErrorCode.SWITCHED:
+        if self.kind is SourceKind.PUSH and code not in _AFTER_PUSH:
             # Above all: a host that is pushed to does not get a token by asking for one.
             text = f"the host answers a fetch by push with retry ({code})"
             raise protocol_error(text)
@@ -339,6 +341,7 @@ class Transfer:
 
     async def back_off(self, reason: str, after_s: float | None = None) -> None:
         """Wait before the repetition that ``may_repeat`` has counted last."""
+        self.feed.paused()
         await self.context.back_off(self.image, self._repetitions, reason, after_s)
 
     async def _fresh_token(self, order: Order, failure: ItemError) -> Secret | None:

@@ -140,12 +140,19 @@ class Outside:
 class DirectFeed:
     """See ``Feed``: the image service, then a push; no other hosts."""
 
-    listener: Listener | None = None
-    offer: Offer | None = None
-
     def __init__(self, outside: Outside, min_rate: int = MIN_RATE) -> None:
         self._outside = outside
         self._min_rate = min_rate
+
+    @property
+    def listener(self) -> Listener | None:
+        """See ``Feed``."""
+        return None
+
+    @property
+    def offer(self) -> Offer | None:
+        """See ``Feed``."""
+        return None
 
     @property
     def min_rate(self) -> int:
@@ -176,6 +183,9 @@ class DirectFeed:
     def progress(self, phase: str, done_bytes: int) -> None:
         """See ``Feed``."""
         self._outside.progress(phase, done_bytes)
+
+    def paused(self) -> None:
+        """See ``Feed``."""
 
     async def wish(self) -> Wish:
         """See ``Feed``."""

@@ -10,6 +10,8 @@ from imgcache.errors import ErrorCode, HostError, ImageServiceError, UsageError
 from imgcache.events import Notice
 from imgcache.operations.feeds import DirectFeed, Outside
 from imgcache.operations.reader_thread import ReaderThread
+from imgcache.operations.relay_feed import RelayFeed
+from imgcache.operations.sites import Sites
 from imgcache.plan import SourceKind
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from imgcache.drivers.feed import Feed
     from imgcache.events import EventSink
     from imgcache.images.base import HostAccess, ImageService
-    from imgcache.model import Image, Secret, ServiceAccess
+    from imgcache.model import Host, Image, Secret, ServiceAccess
 
 T = TypeVar("T")
 #: How long the end of a push waits for a read under way. A service that has fallen silent is left to a
@@ -57,7 +59,10 @@ class RunSources:
         run_id: str,
         lifetime_s: float,
         sink: EventSink,
+        sites: Sites | None = None,
     ) -> None:
+        self._sites = sites or Sites()
+        self._sites.sink = sink
         self._service = service
         self._images = images
         self._kinds = kinds
@@ -69,6 +74,7 @@ class RunSources:
         self._cleanup = AsyncExitStack()
 
     async def __aenter__(self) -> RunSources:
+        await self._cleanup.enter_async_context(self._sites.tended())
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -123,16 +129,36 @@ class RunSources:
         self, context: HostContext, image: Image, given_up: set[SourceKind], *, relays: bool
     ) -> Feed:
         """See ``Sources``."""
-        outside = Outside(context, image, given_up, None, None)
-        return DirectFeed(outside)
+        budget = self._sites.budget(context.host)
+        outside = Outside(context, image, given_up, budget, self._sites.rate_limit)
+        min_rate = self._sites.min_rate(context.host)
+        relay = self._sites.relay(context.host) if relays else None
+        member = relay.members.get(context.host.name) if relay else None
+        if relay is None or member is None:
+            return DirectFeed(outside, min_rate)
+        return RelayFeed(relay, member, context, image, outside=outside, min_rate=min_rate)
 
     def present(self, context: HostContext, image: Image) -> None:
         """See ``Sources``."""
+        relay = self._sites.relay(context.host)
+        if relay is not None:
+            relay.present(context.host, image)
 
     @asynccontextmanager
     async def member(self, context: HostContext) -> AsyncIterator[None]:
         """See ``Sources``."""
-        yield
+        relay = self._sites.relay(context.host)
+        if relay is None:
+            yield
+            return
+        async with relay.member(context):
+            yield
+
+    def left(self, host: Host) -> None:
+        """Note that a host's work is over."""
+        relay = self._sites.relay(host)
+        if relay is not None:
+            relay.left(host)
 
 
 class NoSources:

@@ -1,0 +1,329 @@
+"""Who reads one image from whom in one site: planning and repair, without any input or output.
+
+The first hosts that ask read from outside; every other one reads from the last of the row, while that is
+still receiving: a chain, whose hosts all end at nearly the same time (``docs/distribution.md``). When a host
+fails, stands still or falls silent, those that read from it get another parent, never one below themselves.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from imgcache.errors import ErrorCode
+from imgcache.operations.relay_node import Node, State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from imgcache.operations.relay_node import SiteState
+
+#: Readers of one host, however few others there are.
+MOST_READERS = 8
+#: A reader that gets nothing for so long, while its parent has more or is silent, is given another.
+STILL_S = 3.0
+#: A host at work says something every second; after so long it is not given new readers.
+SILENT_S = 3.0
+#: A parent that has got more for so long after its reader last did, has something that the reader lacks.
+AHEAD_S = 2.0
+#: A reader that had so many failures with other hosts reads from outside.
+MOST_FAILURES = 8
+#: The same, of one that never got a byte from another.
+_MOST_VAIN_FAILURES = 3
+#: So often a parent that broke off may be tried again by the same reader.
+_MOST_BREAKS = 3
+#: Phases that no host comes to before it has verified all bytes.
+_JUDGED = frozenset({"inspect", "convert", "publish"})
+#: Failures that a parent may not be to blame for: it started again, or had nothing to send itself.
+_PASSING = frozenset({ErrorCode.DOWNLOAD, ErrorCode.STALL})
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a host reads from now: a parent, or outside, or it waits."""
+
+    parent: Node | None = None
+    wait: bool = False
+
+
+class Tree:
+    """See the module. One per image and site."""
+
+    def __init__(
+        self, site: SiteState, size: int, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.site = site
+        self.size = size
+        self.nodes: dict[str, Node] = {}
+        self.clock = clock
+        self._count = 0
+
+    # ---- what hosts do
+
+    def join(self, name: str, *, can_serve: bool = True, can_read: bool = True) -> Node:
+        """Add a host that needs the image; one of the same name is gone."""
+        if name in self.nodes:
+            self.gone(self.nodes[name])
+        self._count += 1
+        node = Node(name, self._count, self.clock(), can_serve, can_read)
+        self.nodes[name] = node
+        return node
+
+    def add_whole(self, name: str) -> Node:
+        """Add a host that has had the image before and lets others read it."""
+        node = self.join(name)
+        node.state, node.verified, node.outside = State.WHOLE, True, True
+        node.done = self.size
+        return node
+
+    def place(self, node: Node) -> Placement:
+        """Decide where a host reads from now on; it left its last source."""
+        self._leave_parent(node)
+        site = self.site
+        most = MOST_FAILURES if node.has_read else _MOST_VAIN_FAILURES
+        if site.blocked or not node.can_read or node.failures >= most:
+            return self._outside(node)
+        parents = sorted(self.candidates(node), key=lambda parent: self._rank(node, parent))
+        if (
+            not node.begun
+            and len(self._seeds()) < site.seeds
+            and not any(parent.state is State.WHOLE for parent in parents)
+        ):
+            return self._outside(node)
+        if not parents:
+            return self._outside(node)
+        if not site.proven:
+            if site.trial is not None and site.trial is not node:
+                return Placement(wait=True)
+            site.trial = node
+        self._attach(node, parents[0])
+        return Placement(parents[0])
+
+    def progress(self, node: Node, phase: str, done: int) -> None:
+        """Note how far a host is."""
+        now = self.clock()
+        node.heard_at = now
+        node.paused = False
+        if phase in _JUDGED:
+            node.verified, node.done = True, self.size
+        if phase == "hash" and not node.verified:
+            node.mixed, node.grown_at = True, now  # bytes of an earlier run
+        if phase != "download":
+            return
+        if done < node.done:
+            self._begin_anew(node)
+        if done != node.done:
+            node.grown_at = now
+        node.done = done
+        node.history.append((now, done))
+        speed = node.speed(now)
+        node.best_speed = max(node.best_speed, speed or 0.0)
+        if node.parent is not None and done > node.done_before:
+            node.has_read = True
+            if not self.site.proven:
+                self.site.proven, self.site.trial = True, None
+
+    def pause(self, node: Node) -> None:
+        """Note that it waits for the controller."""
+        node.paused = True
+
+    def whole(self, node: Node) -> None:
+        """Note that it has all bytes, and verified them."""
+        self._leave_parent(node)
+        node.state, node.verified, node.done = State.WHOLE, True, self.size
+
+    def gone(self, node: Node) -> None:
+        """Note that nobody can read from it any more, and that it reads no more."""
+        self._leave_parent(node)
+        node.state = State.GONE
+        if self.nodes.get(node.name) is node:
+            del self.nodes[node.name]
+
+    def failed(self, node: Node, code: ErrorCode, offset: int) -> None:
+        """Note why a host could not read on from its parent."""
+        parent, was_trial = node.parent, self.site.trial is node
+        node.paused, node.switching = True, False
+        self._note_offset(node, offset)
+        self._leave_parent(node)
+        if parent is None or code is ErrorCode.SWITCHED:
+            return
+        node.failures += 1
+        node.breaks[parent] += 1
+        if code is ErrorCode.UNREACHABLE and was_trial and self._is_heard(parent):
+            self.site.blocked = True
+        alive = self._is_heard(parent)
+        if code is ErrorCode.STALL and alive and not parent.verified and parent.done <= node.done:
+            node.failures -= 1
+            node.breaks[parent] -= 1
+        elif code not in _PASSING or not alive or node.breaks[parent] >= _MOST_BREAKS:
+            node.avoid.add(parent)
+
+    # ---- wrong bytes
+
+    def suspects(self, node: Node) -> tuple[set[Node], set[Node]]:
+        """Return who may have sent a host wrong bytes: those who had the right ones, and the undecided.
+
+        Both are empty when it is explained already: a parent's own bytes were wrong, or the host's own.
+        """
+        told: set[Node] = set()
+        undecided: set[Node] = set()
+        if node.mixed:
+            return told, undecided
+        for parent, generation in node.fed_by:
+            if generation in parent.wrong:
+                return set(), set()
+            if parent.generation == generation and parent.verified:
+                told.add(parent)
+            elif parent.generation == generation and parent.state is not State.GONE:
+                undecided.add(parent)
+            else:
+                return set(), set()
+        return told, undecided
+
+    def wrong_bytes(self, node: Node) -> Node | None:
+        """Note that a host's bytes proved wrong, so that it starts from zero; return the host to blame."""
+        told, undecided = self.suspects(node)
+        blamed = next(iter(told)) if len(told) == 1 and not undecided else None
+        node.avoid |= {parent for parent, _ in node.fed_by if parent.verified}
+        self._begin_anew(node)
+        node.mixed = False
+        node.failures += 1
+        self._note_offset(node, 0)
+        self._leave_parent(node)
+        if blamed is not None:
+            self.site.bad.add(blamed.name)
+        return blamed
+
+    def note_wrong(self, node: Node) -> None:
+        """Note at once that its bytes are wrong, so that nobody takes it for a witness or blames it."""
+        node.wrong.add(node.generation)
+        node.verified = False
+        node.paused, node.switching = True, False
+
+    # ---- repair
+
+    def tick(self) -> list[Node]:
+        """Return the hosts that shall leave their source now; the source is not given to them again."""
+        leaving = []
+        for node in list(self.nodes.values()):
+            parent = node.parent
+            if parent is None or node.state is not State.READING or node.paused or node.switching:
+                continue
+            if parent.state is State.GONE or parent.name in self.site.bad or self._starves(node):
+                node.avoid.add(parent)
+                node.switching = True
+                leaving.append(node)
+        return leaving
+
+    def candidates(self, node: Node) -> Iterator[Node]:
+        """Give the hosts that one may read from."""
+        for parent in self.nodes.values():
+            if (
+                parent is not node
+                and parent.can_serve
+                and parent.state in {State.READING, State.WHOLE}
+                and parent.name not in self.site.bad
+                and parent not in node.avoid
+                and not parent.slow
+                and self._is_heard(parent)
+                and not self.is_below(parent, node)
+                and len(parent.readers) < MOST_READERS
+            ):
+                yield parent
+
+    @staticmethod
+    def is_below(node: Node, ancestor: Node) -> bool:
+        """Whether a host gets its bytes from another one, over however many hosts."""
+        step: Node | None = node
+        while step is not None:
+            if step is ancestor:
+                return True
+            step = step.parent
+        return False
+
+    def _rank(self, node: Node, parent: Node) -> tuple[object, ...]:
+        readers = len(parent.readers)
+        return (
+            node.breaks[parent],
+            parent.slow_to_send,
+            max(0, readers - self.site.fanout + 1),
+            parent.done < node.done,
+            parent.state is not State.WHOLE,
+            self._depth(parent),
+            -parent.number,
+        )
+
+    @staticmethod
+    def _depth(node: Node) -> int:
+        depth = 0
+        while node.parent is not None:
+            node, depth = node.parent, depth + 1
+        return depth
+
+    def _seeds(self) -> list[Node]:
+        return [
+            node
+            for node in self.nodes.values()
+            if node.outside and node.can_serve and node.name not in self.site.bad
+        ]
+
+    def _is_heard(self, node: Node) -> bool:
+        """Whether a host is as talkative as it should be."""
+        if node.state is State.GONE:
+            return False
+        waits = node.paused or node.state is not State.READING
+        return waits or self.clock() - node.heard_at <= SILENT_S
+
+    def _starves(self, node: Node) -> bool:
+        """Whether a reader gets nothing although its parent has something, or is silent."""
+        now, parent = self.clock(), node.parent
+        last = max(node.grown_at, node.since)
+        if parent is None or node.verified or now - last <= STILL_S or not self._is_heard(node):
+            return False
+        if not self._is_heard(parent):
+            return True
+        if not self.site.proven:
+            return False  # whether it can connect at all is what it finds out
+        return parent.verified or (not parent.paused and parent.grown_at - last > AHEAD_S)
+
+    def _outside(self, node: Node) -> Placement:
+        self._end_trial(node)
+        node.outside = node.mixed = True
+        self._begin(node)
+        return Placement()
+
+    def _attach(self, node: Node, parent: Node) -> None:
+        node.parent, node.outside = parent, False
+        parent.readers.add(node)
+        node.fed_by.add((parent, parent.generation))
+        self._begin(node)
+
+    def _begin(self, node: Node) -> None:
+        now = self.clock()
+        node.state, node.begun = State.READING, True
+        node.paused, node.switching = True, False  # until it says something
+        node.since = node.heard_at = now
+        node.done_before = node.done
+        node.history.clear()
+
+    def _leave_parent(self, node: Node) -> None:
+        self._end_trial(node)
+        if node.parent is not None:
+            node.parent.readers.discard(node)
+            node.parent = None
+
+    def _end_trial(self, node: Node) -> None:
+        if self.site.trial is node:
+            self.site.trial = None
+
+    @staticmethod
+    def _begin_anew(node: Node) -> None:
+        node.wrong.add(node.generation)
+        node.generation += 1
+        node.fed_by = {(node.parent, node.parent.generation)} if node.parent else set()
+        node.verified = False
+
+    def _note_offset(self, node: Node, offset: int) -> None:
+        node.done = offset
+        node.history.clear()
