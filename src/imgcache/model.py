@@ -26,6 +26,12 @@ RAW_DISK_FORMATS = frozenset({"raw", "iso", "ami", "ari", "aki"})
 #: How a driver may be called, in the inventory and by who registers it.
 DRIVER_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?", re.ASCII)
 
+#: What back ends must know of an image to store it as Nova would.
+#: Source: nova ``virt/vmwareapi/images.py``; the older names: ``objects/image_meta.py``.
+BACKEND_PROPERTIES = frozenset(
+    {"hw_disk_type", "vmware_disktype", "hw_disk_bus", "hw_scsi_model", "vmware_adaptertype"}
+)
+
 
 def base_file_name(image_id: ImageId) -> str:
     """Return the name of an image's base file: 40 lower-case hex characters.
@@ -63,6 +69,8 @@ class Image:
     digest: Digest
     virtual_size_bytes: int | None = None
     """Bytes of the disk inside; None when the image service does not know."""
+    properties: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Of the image's own properties those in ``BACKEND_PROPERTIES``."""
 
     @property
     def base_name(self) -> str:

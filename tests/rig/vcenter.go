@@ -1,5 +1,6 @@
 // Test vCenter: govmomi's simulator plus what it lacks (real disk bytes through
-// qemu-img, session check on /folder, NFC uploads that are kept).
+// qemu-img, session check on /folder, NFC uploads that are kept), and faults on
+// request (/rig/...). It ends with SIGTERM, and when its standard input ends.
 package main
 
 import (
@@ -15,6 +16,7 @@ import (
 	"os/signal"
 	"path"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -57,10 +59,95 @@ func toFlat(src, dst string) fault {
 	return qemuImg("convert", "-f", "vmdk", "-O", "vmdk", "-o", "subformat=monolithicFlat,adapter_type=lsilogic", src, dst)
 }
 
+// faults to come: operation -> name of the fault, each once
+var broken sync.Map
+
+func planned(kind string) fault {
+	name, ok := broken.LoadAndDelete(kind)
+	if !ok {
+		return nil
+	}
+	switch name {
+	case "NoDiskSpace":
+		return &types.NoDiskSpace{Datastore: "full"}
+	case "FileLocked":
+		return &types.FileLocked{}
+	case "NoPermission":
+		return &types.NoPermission{}
+	}
+	return &types.CannotAccessFile{}
+}
+
+// what tests ask of the rig, besides the API
+func control(w http.ResponseWriter, r *http.Request) {
+	q := r.URL.Query()
+	switch strings.TrimPrefix(r.URL.Path, "/rig/") {
+	case "fault":
+		broken.Store(q.Get("op"), q.Get("name"))
+	case "stores":
+		for _, e := range simulator.Map.All("Datastore") {
+			d := e.(*simulator.Datastore)
+			fmt.Fprintf(w, "%s\t%s\n", d.Name, dsRoot(d))
+		}
+	case "store":
+		for _, e := range simulator.Map.All("Datastore") {
+			if d := e.(*simulator.Datastore); d.Name == q.Get("name") {
+				if n, err := strconv.ParseInt(q.Get("free"), 10, 64); err == nil {
+					d.Summary.FreeSpace = n
+				}
+				if q.Get("type") != "" {
+					d.Summary.Type = q.Get("type")
+				}
+				if q.Get("mode") != "" {
+					d.Summary.MaintenanceMode = q.Get("mode")
+				}
+			}
+		}
+	case "machine":
+		for _, e := range simulator.Map.All("VirtualMachine") {
+			m := e.(*simulator.VirtualMachine)
+			if m.Name == q.Get("name") {
+				changeMachine(m, q)
+			}
+		}
+	case "sessions":
+		n := 0
+		cookies.Range(func(_, _ any) bool { n++; return true })
+		fmt.Fprintln(w, n)
+	default:
+		w.WriteHeader(http.StatusNotFound)
+	}
+}
+
+func changeMachine(m *simulator.VirtualMachine, q url.Values) {
+	if q.Get("unreadable") != "" {
+		m.Config = nil
+		return
+	}
+	m.Config.Annotation = q.Get("annotation")
+	for _, d := range m.Config.Hardware.Device {
+		disk, ok := d.(*types.VirtualDisk)
+		if !ok {
+			continue
+		}
+		backing := disk.Backing.(*types.VirtualDiskFlatVer2BackingInfo)
+		backing.Parent = nil
+		if q.Get("parent") != "" {
+			backing.Parent = &types.VirtualDiskFlatVer2BackingInfo{DiskMode: "persistent"}
+			backing.Parent.FileName = q.Get("parent")
+		}
+	}
+}
+
 type vdm struct{ *simulator.VirtualDiskManager }
 
 func (m *vdm) run(kind string, f func() fault) types.ManagedObjectReference {
-	t := simulator.CreateTask(m, kind, func(*simulator.Task) (types.AnyType, types.BaseMethodFault) { return nil, f() })
+	t := simulator.CreateTask(m, kind, func(*simulator.Task) (types.AnyType, types.BaseMethodFault) {
+		if bad := planned(kind); bad != nil {
+			return nil, bad
+		}
+		return nil, f()
+	})
 	t.Info.Entity = nil
 	return t.Run()
 }
@@ -149,7 +236,20 @@ func (r recorder) note() {
 
 func front(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, "/rig/") {
+			control(w, r)
+			return
+		}
 		put := r.Method == "PUT" || r.Method == "POST"
+		if put && strings.HasPrefix(r.URL.Path, "/folder/") {
+			if name, ok := broken.LoadAndDelete("put"); ok {
+				if name == "cut" {
+					panic(http.ErrAbortHandler)
+				}
+				w.WriteHeader(http.StatusInsufficientStorage)
+				return
+			}
+		}
 		if strings.HasPrefix(r.URL.Path, "/folder/") {
 			ok := false
 			for _, c := range r.Cookies() {
@@ -217,6 +317,10 @@ func main() {
 	fmt.Println(s.URL)
 	c := make(chan os.Signal, 1)
 	signal.Notify(c, syscall.SIGINT, syscall.SIGTERM)
+	go func() {
+		io.Copy(io.Discard, os.Stdin)
+		c <- syscall.SIGTERM
+	}()
 	<-c
 	s.Close()
 }

@@ -35,8 +35,7 @@ def _glance_cache() -> Driver:
 
 
 def _vmwareapi() -> Driver:
-    class VmwareDriver(Driver):
-        name = "vmwareapi"
+    from imgcache.drivers.vmwareapi import VmwareDriver  # noqa: PLC0415
 
     return VmwareDriver()
 

@@ -146,6 +146,12 @@ class Sink:
 class Carrying(Bringing):
     """Gets an image's bytes to a target: they are there when the datastore has said so."""
 
+    def ask(self, retry):
+        """The controller pushes once: what may be tried again with a download ends here."""
+        if self.order["source"]["kind"] == "push" and retry.code != "switched":
+            raise Failure(retry.code, retry.message) from retry
+        super().ask(retry)
+
     def check_digest(self):
         """Have the upload end when the bytes are the right ones."""
         super().check_digest()

@@ -18,6 +18,7 @@ from .vmware import MANIFEST, TIMESTAMP, is_image_id, opened
 from .vmware_image import Plan
 
 _LOCK_WAIT_S = 60
+_RESERVE_BYTES = 10 << 30
 #: Clocks that differ by less are the same: vCenter tells whole seconds.
 _SAME_S = 3.0
 _MAX_FOREIGN = 1000
@@ -238,9 +239,16 @@ def order_vmware_touch(session, order):
     image_id = order["image"]["id"]
     stores = suited(cluster, plan)
     missing = [store for store in stores if find(cluster, store, image_id, plan.format) is None]
-    answer = {"missing": [store.name for store in missing], "reason": None, "touched": False}
+    answer = {
+        "missing": [store.name for store in missing],
+        "short": None,
+        "reason": None,
+        "touched": False,
+    }
     if missing:
-        return dict(answer, state="absent")
+        short = [room_problem(store, plan, order["image"], order["reserve"]) for store in missing]
+        short = [failure.message for failure in short if failure is not None]
+        return dict(answer, state="absent", short="; ".join(short) or None)
     if not order["dry"]:
         for store in stores:
             try:
@@ -249,6 +257,23 @@ def order_vmware_touch(session, order):
             except Failure as failure:
                 return dict(answer, state="existing", reason=failure.message)
     return dict(answer, state="existing", touched=not order["dry"])
+
+
+def reserve_of(store, given):
+    """Return how many bytes a datastore must keep free."""
+    return max(store.capacity // 20, _RESERVE_BYTES) if given is None else given
+
+
+def room_problem(store, plan, image, reserve):
+    """Return the ``Failure`` of a datastore that would not keep its reserve free, or None."""
+    need = image["size"]
+    if not plan.as_it_is:
+        need += image["virtual_size"] or image["size"]
+    reserve = reserve_of(store, reserve)
+    if need + reserve <= store.free:
+        return None
+    message = "datastore %s: %d bytes are needed, beside a reserve of %d; %d are free"
+    return Failure("space", message % (store.name, need, reserve, store.free))
 
 
 def suited(cluster, plan):

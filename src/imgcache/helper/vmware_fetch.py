@@ -11,12 +11,10 @@ import os
 from . import vmware_files as files
 from .core import Failure
 from .vmware import TEMP, is_image_id, opened
-from .vmware_entry import suited, touch
+from .vmware_entry import room_problem, suited, touch
 from .vmware_image import Plan
 from .vmware_make import Making
 from .watch import watch as watch_of
-
-_RESERVE_BYTES = 10 << 30
 
 
 class Fetch(Making):
@@ -65,7 +63,8 @@ class Fetch(Making):
             except Failure as failure:
                 if failure.code == "interrupted":
                     raise
-                self.problems.append((store, failure))
+                message = "datastore %s: %s" % (store.name, failure.message)
+                self.problems.append(Failure(failure.code, message))
         for store in stores:
             if store not in done:
                 touch(
@@ -89,6 +88,7 @@ class Fetch(Making):
             "bytes_fetched": self.received,
             "datastores": [store.name for store in done],
             "size": self.image["size"],
+            "copied": bool(done) and not self.received,
             "reason": None,
         }
 
@@ -105,18 +105,10 @@ class Fetch(Making):
 
     def has_room(self, store):
         """Whether a datastore keeps its reserve free beside the image; notes it when not."""
-        need = self.image["size"]
-        if not self.plan.as_it_is:
-            need += self.image["virtual_size"] or self.image["size"]
-        reserve = self.limits["reserve"]
-        if reserve is None:
-            reserve = max(store.capacity // 20, _RESERVE_BYTES)
-        if need + reserve <= store.free:
-            return True
-        message = "%d bytes are needed, beside a reserve of %d; %d are free"
-        failure = Failure("space", message % (need, reserve, store.free))
-        self.problems.append((store, failure))
-        return False
+        failure = room_problem(store, self.plan, self.image, self.limits["reserve"])
+        if failure is not None:
+            self.problems.append(failure)
+        return failure is None
 
     # ---- the other datastores
 

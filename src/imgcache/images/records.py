@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from imgcache.errors import Problem
-from imgcache.model import CACHEABLE_DISK_FORMATS, Digest, Image, ImageId
+from imgcache.model import BACKEND_PROPERTIES, CACHEABLE_DISK_FORMATS, Digest, Image, ImageId
 from imgcache.text import printable
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ def image_from_record(where: str, record: Mapping[str, Any]) -> Image | Problem:
         container_format=_text(record, "container_format"),
         digest=digest,
         virtual_size_bytes=virtual if _is_count(virtual) else None,
+        properties={key: text for key in BACKEND_PROPERTIES if (text := _text(record, key))},
     )
 
 
