@@ -12,10 +12,10 @@ import random
 import time
 
 from . import cache as caches
-from . import formats, qemu
+from . import formats, journal, qemu
 from .core import Failure, os_failure
 from .sources import Bringing
-from .staging import Sink, Staging, hash_sparse, live_staging, new_digest
+from .staging import Staging, hash_sparse, new_digest
 from .watch import watch as watch_of
 
 _RESERVE_BYTES = 10 << 30
@@ -33,21 +33,23 @@ class Fetch:
         self.image = order["image"]
         self.limits = order["limits"]
         self.size = self.image["size"]
-        self.received = 0
+        self.received = self.resumed = 0
         self.mtime_ns = None
         self.confirmed = False
         self.stagings = []
 
     def run(self):
         """Return what ``fetch`` answers."""
+        keep = False
         try:
             self.check_order()
             self.cache.open_folders(create=True)
             found = self.existing() or self.claim()
             if found:
                 return found
-            self.check_space(self.size + self.converted_size(self.image["virtual_size"]))
             original = self.stagings[0]
+            missing = self.size - original.taken_bytes
+            self.check_space(missing + self.converted_size(self.image["virtual_size"]))
             self.bring(original)
             virtual_size = self.judge(original)
             final, stored_format = original, self.image["disk_format"]
@@ -56,9 +58,12 @@ class Fetch:
             elif self.image["disk_format"] in formats.RAW_FAMILY:
                 stored_format = "raw"
             return self.finish(final, stored_format)
+        except Failure as failure:
+            keep = failure.code == "interrupted"
+            raise
         finally:
             for staging in self.stagings:
-                staging.close()
+                staging.close(keep)
 
     # ---- before a byte is fetched
 
@@ -109,6 +114,7 @@ class Fetch:
             "size": size,
             "stored_format": None,
             "bytes_fetched": self.received,
+            "resumed": self.resumed,
             "confirmed": False,
             "reason": reason,
         }
@@ -118,11 +124,13 @@ class Fetch:
         deadline = time.monotonic() + self.limits["lock_wait_s"]
         while True:
             self.watch.tell("lock", 0, 1)
-            staging = Staging(self.cache, self.base, self.watch)
-            if not live_staging(self.cache, self.base, (staging.name,)):
+            staging = journal.take(self.cache, self.base, self.watch, self.image)
+            if staging is None:
+                staging = Staging(self.cache, self.base, self.watch)
+            if not journal.sweep(staging, self.image):
                 self.stagings.append(staging)
                 return self.existing()  # another run may have published just now
-            staging.close()
+            staging.close(keep=True)
             self.watch.check()
             if time.monotonic() > deadline:
                 raise Failure("busy", "another run of imgcache is fetching this image to this host")
@@ -153,12 +161,11 @@ class Fetch:
 
     def bring(self, staging):
         """Get the original bytes, all of them and the right ones."""
-        sink = Sink(staging.fd, self.cache.own_fd, self.size, self.image["digest"]["algo"])
+        bringing = Bringing(self.session, self.order, staging)
         try:
-            Bringing(self.session, self.order, sink).run()
+            bringing.run()
         finally:
-            self.received = sink.received
-            sink.close()
+            self.received, self.resumed = bringing.close()
 
     # ---- judging and converting
 
@@ -204,7 +211,8 @@ class Fetch:
                 "qemu",
                 "the conversion gave %d bytes instead of %d" % (status.st_size, virtual_size),
             )
-        original.close()
+        if not self.order.get("keep_original"):
+            original.close()
         qemu.check(qemu.info(self.qemu, staging.path, self.watch), "raw")
         return staging
 
@@ -227,24 +235,25 @@ class Fetch:
         """Make the staging file the final, and write its manifest."""
         self.watch.tell("publish", 0, 1)
         size = os.fstat(staging.fd).st_size
-        self.dress(staging)
+        self.mtime_ns = self.dress(staging)
         if not self.publish(staging):
             found = self.cache.find(self.base)
             return self.answer_existing(
                 found.st_size if found else 0, "it appeared while ours was being fetched"
             )
-        reason = self.describe(staging, stored_format, size)
+        reason = self.describe(staging, stored_format, size) or self.keep_original(staging)
         return {
             "state": "cached",
             "size": size,
             "stored_format": stored_format,
             "bytes_fetched": self.received,
+            "resumed": self.resumed,
             "confirmed": self.confirmed,
             "reason": reason,
         }
 
     def dress(self, staging):
-        """Give the file the owner, mode and age that Nova would have given it, and make it durable."""
+        """Give the file the owner, mode and age that Nova would have given it, durably; return its mtime."""
         owner = os.fstat(self.cache.cache_fd)
         mine = os.fstat(staging.fd)
         try:
@@ -255,10 +264,11 @@ class Fetch:
                     pass  # we are neither root nor Nova's user: readable for all it is anyway
             os.fchmod(staging.fd, 0o644)
             os.utime(staging.fd)
-            self.mtime_ns = os.fstat(staging.fd).st_mtime_ns
+            mtime_ns = os.fstat(staging.fd).st_mtime_ns
             os.fsync(staging.fd)
         except OSError as error:
             raise os_failure(error, "cannot make the image durable", self.cache.own_fd) from error
+        return mtime_ns
 
     def publish(self, staging):
         """Give the file its final name; False when that exists. Under Nova's lock, and never overwriting."""
@@ -297,6 +307,18 @@ class Fetch:
             os.fsync(self.cache.own_fd)
         except (Failure, OSError) as error:
             return "cached, but its manifest is incomplete: %s" % error
+        return None
+
+    def keep_original(self, final):
+        """Keep the original of a converted image, if that was asked for; return None, or why it is lost."""
+        original = self.stagings[0]
+        if original is final or not self.order.get("keep_original"):
+            return None
+        try:
+            self.dress(original)
+            original.rename(self.base + ".original")
+        except (Failure, OSError) as error:
+            return "cached, but its original was not kept: %s" % error
         return None
 
     def manifest(self, stored_format, size):

@@ -35,6 +35,7 @@ class Proof(Fetch):
             "value": value,
             "size": size,
             "bytes_fetched": self.received,
+            "resumed": self.resumed,
         }
 
     def existing(self):

@@ -14,7 +14,9 @@ import threading
 
 from .core import Failure, os_failure
 
-_SUFFIX = ".staging"
+SUFFIX = ".staging"
+#: What the name of a staging file's journal has besides.
+JOURNAL = ".json"
 _BUFFER_BYTES = 1 << 20
 _BUFFERS = 4
 #: Steps of a buffer, or pushed blocks, that may wait to be hashed.
@@ -27,28 +29,64 @@ _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 class Staging:
-    """A file of ours on the way to become a final: locked while we live, known to the watch."""
+    """A file of ours on the way to become a final: locked while we live, known to the watch.
 
-    def __init__(self, cache, base, watch):
+    ``taken``: name and locked descriptor of a dead run's, with a journal, that is to be continued.
+    """
+
+    def __init__(self, cache, base, watch, taken=None):
         self.cache = cache
         self.base = base
         self.watch = watch
+        self.names = []
+        self.taken_bytes = 0
+        self.held = False
+        if taken is not None:
+            self.name, self.fd = taken
+            self.names = [self.name, self.name + JOURNAL]
+            self.taken_bytes = os.fstat(self.fd).st_size
+            self.held = True
+            return
         while True:
-            self.name = "%s.%016x%s" % (base, random.SystemRandom().getrandbits(64), _SUFFIX)
-            self.entry = (cache.own_fd, self.name)
-            watch.staging.append(self.entry)
+            self.name = "%s.%016x%s" % (base, random.SystemRandom().getrandbits(64), SUFFIX)
+            self.add(self.name)
             try:
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
                 self.fd = os.open(self.name, flags, 0o600, dir_fd=cache.own_fd)
             except OSError as error:
-                watch.staging.remove(self.entry)
+                self.forget(self.name)
                 raise os_failure(
                     error, "cannot make a staging file in %s/.imgcache" % cache.path, cache.own_fd
                 ) from error
             # Between the two calls another helper may have taken it for a dead one's.
-            if _lock_first_byte(self.fd) and os.fstat(self.fd).st_nlink:
+            if lock_first_byte(self.fd) and os.fstat(self.fd).st_nlink:
                 break
             self.drop()
+
+    def add(self, name):
+        """Have a name removed at the helper's end, however that comes."""
+        self.names.append(name)
+        self.watch.staging.append((self.cache.own_fd, name))
+
+    def forget(self, name):
+        """Take it for removed."""
+        self.names.remove(name)
+        if (self.cache.own_fd, name) in self.watch.staging:
+            self.watch.staging.remove((self.cache.own_fd, name))
+
+    def add_journal(self):
+        """Return the name of its journal, which is now to be made."""
+        self.add(self.name + JOURNAL)
+        return self.name + JOURNAL
+
+    def hold(self, held):
+        """Have it stay, with its journal, when this run ends early; or not any more."""
+        if held == self.held or len(self.names) < 2:
+            return
+        self.held = held
+        for name in self.names:
+            entry = (self.cache.own_fd, name)
+            self.watch.staging.remove(entry) if held else self.watch.staging.append(entry)
 
     @property
     def path(self):
@@ -58,6 +96,7 @@ class Staging:
     def publish(self):
         """Give it the final's name, never overwriting; False when that exists."""
         cache = self.cache
+        self.drop_journal()
         try:
             os.link(
                 self.name,
@@ -75,51 +114,50 @@ class Staging:
         return True
 
     def drop(self):
-        """Remove it, unless it was published; idempotent."""
-        if self.entry in self.watch.staging:
+        """Remove it, unless it was published, and its journal, which goes first; idempotent."""
+        for name in reversed(self.names[:]):
             try:
-                os.unlink(self.name, dir_fd=self.cache.own_fd)
+                os.unlink(name, dir_fd=self.cache.own_fd)
             except FileNotFoundError:
                 pass
-            self.watch.staging.remove(self.entry)
+            self.forget(name)
 
-    def close(self):
-        """Remove it and let go of its lock."""
+    def drop_journal(self):
+        """Remove its journal: it is not to be continued any more."""
+        self.hold(False)
+        if len(self.names) > 1:
+            try:
+                os.unlink(self.names[1], dir_fd=self.cache.own_fd)
+            except FileNotFoundError:
+                pass
+            self.forget(self.names[1])
+
+    def rename(self, name):
+        """Give it a name that stays, in our folder, in place of what had it."""
+        self.drop_journal()
+        own_fd = self.cache.own_fd
+        os.rename(self.name, name, src_dir_fd=own_fd, dst_dir_fd=own_fd)
+        self.forget(self.name)
+
+    def close(self, keep=False):
+        """Let go of its lock, and remove it, unless it is held and to be kept."""
         if self.fd is not None:
-            self.drop()
+            if not (keep and self.held):
+                self.drop()
             os.close(self.fd)
             self.fd = None
 
 
-def _lock_first_byte(fd):
-    """Lock one byte only: qemu-img locks others of the same file for itself. True where locks are unknown."""
+def lock_first_byte(fd, unknown=True):
+    """Lock one byte only: qemu-img locks others of the same file for itself.
+
+    ``unknown``: what to return where locks are unknown.
+    """
     try:
         fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
     except OSError as error:
-        return error.errno not in (errno.EACCES, errno.EAGAIN)
+        return False if error.errno in (errno.EACCES, errno.EAGAIN) else unknown
     return True
-
-
-def live_staging(cache, base, but=()):
-    """Remove what dead runs left of this base file; return the names that live runs hold."""
-    live = []
-    for name in os.listdir(cache.own_fd):
-        if not (name.startswith(base + ".") and name.endswith(_SUFFIX)) or name in but:
-            continue
-        try:
-            fd = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=cache.own_fd)
-        except OSError:
-            continue
-        try:
-            if _lock_first_byte(fd):
-                os.unlink(name, dir_fd=cache.own_fd)
-            else:
-                live.append(name)
-        except OSError:
-            pass
-        finally:
-            os.close(fd)
-    return live
 
 
 def rename_new(source_fd, source, target_fd, target):
@@ -162,6 +200,8 @@ class Sink:
         self.count = 0
         self.received = 0
         self.resumed = 0
+        #: Called with the count of bytes in the file whenever that has grown, and before it is cut to none.
+        self.on_count = self.on_restart = None
         self.origin = None
         self.origins = set()
         self._digest = new_digest(algo)
@@ -199,14 +239,46 @@ class Sink:
         except OSError as error:
             raise os_failure(error, "cannot write the image", self.dir_fd) from error
         self.count += length
+        if self.on_count:
+            self.on_count(self.count)
         if self.count - self._written_out >= _WRITE_OUT_BYTES:
             os.posix_fadvise(
                 self.fd, self._written_out, self.count - self._written_out, os.POSIX_FADV_DONTNEED
             )
             self._written_out = self.count
 
+    def resume(self, count, tell):
+        """Take over the first ``count`` bytes that are in the file, and cut the rest; ``tell`` how far it is.
+
+        Raises:
+            Failure: what the file system says.
+        """
+        try:
+            os.ftruncate(self.fd, count)
+            os.lseek(self.fd, 0, os.SEEK_SET)
+            at = 0
+            while at < count:
+                owner = self.buffer()
+                view = memoryview(owner)[: count - at]
+                got = os.readv(self.fd, [view])
+                if not got:
+                    raise OSError(errno.EIO, "the file became shorter")
+                self._todo.put((view[:got], owner))
+                at += got
+                tell(at)
+        except OSError as error:
+            raise os_failure(
+                error, "cannot read what an earlier run brought", self.dir_fd
+            ) from error
+        self.count = self.resumed = self._written_out = count
+        self.origins = {"earlier"}
+        if self.on_count:
+            self.on_count(count)
+
     def restart(self):
         """Forget all bytes."""
+        if self.on_restart:
+            self.on_restart()
         self._todo.join()
         os.ftruncate(self.fd, 0)
         os.lseek(self.fd, 0, os.SEEK_SET)

@@ -45,7 +45,7 @@ class Case:
     final: Path
 
     def order(self, source: Frame = PUSH, **changes: Any) -> int:
-        self.life.load("qemu", "download", "body", "sources", "fetch", "prove")
+        self.life.load("journal", "qemu", "download", "body", "sources", "fetch", "prove")
         fields: Frame = {
             "base": self.final.name, "image": self.image, "source": source, "limits": LIMITS,
             "tool": "t", "run": "r", "rate": None, **changes,
