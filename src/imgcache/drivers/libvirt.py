@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 WARM_MODULES = ("conf", "cache")
 PROBE_MODULES = ("conf", "cache", "watch", "qemu", "download", "probe")
 STORAGE_MODULES = ("mounts", "facts")
-FETCH_MODULES = ("watch", "staging", "formats", "qemu", "download", "body", "sources", "fetch")
+FETCH_MODULES = (
+    *("watch", "staging", "journal", "formats", "qemu"),
+    *("download", "body", "sources", "fetch"),
+)
 
 #: Nova's images types whose hosts must not get base files.
 #: Source: nova ``virt/libvirt/imagebackend.py``: Rbd imports a cached base file into Ceph, a full copy,
