@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from imgcache.plan import SourceKind
     from imgcache.transport.conversation import Conversation
 
-PROVE_MODULES = (*VERIFY_MODULES, "journal", "qemu", "download", "body", "sources", "fetch", "prove")
+_MORE = ("journal", "qemu", "download", "body", "sources", "fetch", "prove")
+PROVE_MODULES = (*VERIFY_MODULES, *_MORE)
 
 
 async def prove(
