@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 BASE_MODULES = ("conf", "vhd", "winstore", "hyperv")
 LIFE_MODULES = (*BASE_MODULES, "watch", "hyperv_use", "hyperv_life")
 REMOVE_MODULES = (*LIFE_MODULES, "hyperv_remove")
-FETCH_MODULES = ("watch", "download", "body", "sources", "hyperv_fetch")
+FETCH_MODULES = ("watch", "download", "body", "hyperv_fetch")
 VERIFY_MODULES = (*LIFE_MODULES, *FETCH_MODULES, "hyperv_keep")
 
 ITEMS_PER_ORDER = 100

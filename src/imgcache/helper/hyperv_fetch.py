@@ -30,6 +30,8 @@ class Sink:
         self.size = size
         self.algo = algo
         self.count = self.received = 0
+        self.origin = None
+        self.origins = set()
         self._buffer = bytearray(_BUFFER_BYTES)
         self._digest = new_digest(algo)
 
@@ -37,12 +39,11 @@ class Sink:
         """Lend the buffer."""
         return self._buffer
 
-    def give_back(self, owner):
-        """Take the buffer back."""
-
     def write(self, view, owner=None):
         """Append bytes; at most ``size`` of them ever reach the disk."""
         length = len(view)
+        if length:
+            self.origins.add(self.origin)
         self.received += length
         if self.count + length > self.size:
             message = "more bytes came than the image has (%d)" % self.size
@@ -61,6 +62,7 @@ class Sink:
         os.lseek(self.fd, 0, os.SEEK_SET)
         os.ftruncate(self.fd, 0)
         self.count = 0
+        self.origins = set()
         self._digest = new_digest(self.algo)
 
     def hexdigest(self):
@@ -186,21 +188,41 @@ class Fetch:
 
     def bring(self):
         """Get the original bytes, all of them and the right ones."""
-        digest = self.image["digest"]
-        sink = Sink(self.fd, self.size, digest["algo"])
+        sink = Sink(self.fd, self.size, self.image["digest"]["algo"])
+        wanted, mismatches = self.image["digest"]["value"].lower(), 0
         try:
-            if self.order["source"]["kind"] == "push":
-                self.take_push(sink)
-                if sink.hexdigest() != digest["value"].lower():
-                    raise Failure("digest", "the bytes do not have the image's " + digest["algo"])
-            else:
-                self.download(sink, digest)
+            while True:
+                try:
+                    self.attempt(sink)
+                    if sink.hexdigest() == wanted:
+                        self.order["source"]["token"] = None
+                        return
+                    mismatches += 1
+                    pushed = sink.origins == {"push"}
+                    sink.restart()
+                    message = "the bytes do not have the image's " + sink.algo
+                    if pushed or mismatches > 1:
+                        raise Failure("digest", message)
+                    raise Retry("digest", message)
+                except Retry as retry:
+                    self.ask(retry, sink)
         finally:
             self.received = sink.received
 
+    def attempt(self, sink):
+        """Get what is missing from the present source."""
+        source = self.order["source"]
+        sink.origin = source["kind"]
+        if source["kind"] == "push":
+            self.take_push(sink)
+        elif source["kind"] == "service":
+            Download(source, self.limits, sink, self.watch).attempt()
+        else:
+            raise Failure("protocol", "Hyper-V hosts read from no source of this kind")
+
     def take_push(self, sink):
         """Take the bytes that the controller sends."""
-        self.session.answer(self.order, "ready", offset=0)
+        self.session.answer(self.order, "ready", offset=sink.count)
         while True:
             self.watch.tell("download", sink.count, sink.size)
             frame = self.watch.next_answer()
@@ -211,34 +233,24 @@ class Fetch:
         if sink.count != sink.size:
             raise Failure("source", "%d bytes came, the image has %d" % (sink.count, sink.size))
 
-    def download(self, sink, digest):
-        """Get the bytes from the image service, as often as the controller wants it tried."""
-        source, mismatches = self.order["source"], 0
-        while True:
-            try:
-                Download(source, self.limits, sink, self.watch).attempt()
-                if sink.hexdigest() == digest["value"].lower():
-                    source["token"] = None
-                    return
-                mismatches += 1
-                message = "the bytes do not have the image's " + digest["algo"]
-                sink.restart()
-                if mismatches > 1:
-                    raise Failure("digest", message + ", twice")
-                raise Retry("digest", message)
-            except Retry as retry:
-                self.session.answer(
-                    self.order,
-                    "retry",
-                    code=retry.code,
-                    message=retry.message,
-                    after_s=retry.after_s,
-                    offset=sink.count,
-                    bytes_fetched=sink.received,
-                )
+    def ask(self, retry, sink):
+        """Tell that the source has failed; wait for the controller to say whether and where to go on."""
+        self.session.answer(
+            self.order,
+            "retry",
+            code=retry.code,
+            message=retry.message,
+            after_s=retry.after_s,
+            offset=sink.count,
+            bytes_fetched=sink.received,
+        )
+        again = {"op": "data"}
+        while again["op"] != "again":
             again = self.watch.next_answer(pause=True)
-            if again.get("token") is not None:
-                source["token"] = again["token"]
+        if again.get("source") is not None:
+            self.order["source"] = again["source"]
+        if again.get("token") is not None:
+            self.order["source"]["token"] = again["token"]
 
     def judge(self):
         """Return the final's extension by what the verified bytes are, as Nova chooses it."""
