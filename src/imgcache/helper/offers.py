@@ -33,6 +33,7 @@ _TCP_NOTSENT_LOWAT, _TCP_USER_TIMEOUT = 25, 18
 _POLLRDHUP = 0x2000
 _TICK_S = 1.0
 
+_METHOD = b"GET /"
 _REQUEST = re.compile(rb"GET /([A-Za-z0-9._-]{1,100}) HTTP/1\.[01]\r\n")
 _TICKET = re.compile(rb"\r\nX-Auth-Token:[ \t]*([0-9a-f]{32})\.([0-9a-f]{64})[ \t]*\r\n", re.I)
 _RANGE = re.compile(rb"\r\nRange:[ \t]*bytes=([0-9]{1,18})-[ \t]*\r\n", re.I)
@@ -331,6 +332,8 @@ class Reader:
             if not more:
                 raise OSError(errno.ECONNRESET, "no request")
             head += more
+            if not (head.startswith(_METHOD) or _METHOD.startswith(head)):
+                break  # a handshake, perhaps, where there is none: told at once
         return head
 
     def _answer(self, status, about="", length=0):
