@@ -243,7 +243,8 @@ class Tree:
         return False
 
     def _rank(self, node: Node, parent: Node) -> tuple[object, ...]:
-        readers = len(parent.readers)
+        # One that has just failed this host will hardly go on reading itself.
+        readers = sum(1 for one in parent.readers if not node.breaks[one] and one not in node.avoid)
         return (
             node.breaks[parent],
             parent.slow_to_send,

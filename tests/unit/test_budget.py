@@ -1,0 +1,140 @@
+"""How the downloads of one site share what its link may carry."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imgcache.operations.budget import PAYLOAD, Pacer, Share, SiteBudget
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Download:
+    """Takes what it may, at most ``link`` bytes a second, and tells once a second."""
+
+    def __init__(self, budget: SiteBudget, link: float) -> None:
+        self.told: list[int] = []
+        self.link = link
+        self.took = 0.0
+        self.share: Share = budget.open(self.told.append)
+
+    def second(self) -> float:
+        took = min(self.link, self.share.rate)
+        self.took += took
+        self.share.count(int(took))
+        return took
+
+
+def run(clock: Clock, budget: SiteBudget, downloads: list[Download], seconds: int) -> list[float]:
+    """Return what all took in each second."""
+    sums = []
+    for _ in range(seconds):
+        clock.now += 1
+        sums.append(sum(one.second() for one in downloads))
+        budget.divide()
+    return sums
+
+
+def test_equal_downloads_get_equal_parts_and_use_the_whole_budget() -> None:
+    clock = Clock()
+    budget = SiteBudget(2_500_000, clock=clock)
+    downloads = [Download(budget, 1e9) for _ in range(4)]
+    sums = run(clock, budget, downloads, 20)
+    assert sums[-1] == pytest.approx(2_500_000 * PAYLOAD, rel=0.001)
+    assert max(one.took for one in downloads) == pytest.approx(min(one.took for one in downloads))
+
+
+def test_what_one_cannot_use_the_others_get() -> None:
+    clock = Clock()
+    budget = SiteBudget(1_000_000, clock=clock)
+    slow, fast = Download(budget, 50_000), Download(budget, 1e9)
+    run(clock, budget, [slow, fast], 20)
+    assert slow.share.rate >= 50_000
+    assert fast.share.rate > 0.85 * 1_000_000
+
+
+def test_one_that_waited_gets_its_part_back_within_seconds() -> None:
+    clock = Clock()
+    budget = SiteBudget(1_000_000, clock=clock)
+    waiting, other = Download(budget, 0), Download(budget, 1e9)
+    run(clock, budget, [waiting, other], 10)
+    assert waiting.share.rate < 200_000
+    waiting.link = 1e9
+    run(clock, budget, [waiting, other], 15)
+    assert waiting.share.rate == pytest.approx(475_000, rel=0.05)
+
+
+def test_the_part_of_one_that_ended_goes_to_the_others_at_once() -> None:
+    budget = SiteBudget(1_000_000)
+    told: list[int] = []
+    budget.open(told.append)
+    second = budget.open(lambda _: None)
+    second.close()
+    second.close()
+    assert told == [950_000, 475_000, 950_000]
+
+
+def test_who_gets_less_is_told_before_who_gets_more() -> None:
+    budget = SiteBudget(1_000_000)
+    order: list[tuple[str, int]] = []
+    budget.open(lambda rate: order.append(("first", rate)))
+    budget.open(lambda rate: order.append(("second", rate)))
+    assert order == [("first", 950_000), ("first", 475_000), ("second", 475_000)]
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 5e6), st.integers(0, 20), st.integers(1, 20)), min_size=1, max_size=8
+    )
+)
+def test_all_together_never_take_more_than_the_budget(
+    plan: list[tuple[float, int, int]],
+) -> None:
+    clock = Clock()
+    budget = SiteBudget(2_000_000, clock=clock)
+    running: list[tuple[Download, int]] = []
+    for second in range(45):
+        clock.now += 1
+        for download, end in [*running]:
+            if end <= second:
+                download.share.close()
+                running.remove((download, end))
+        running += [
+            (Download(budget, link), second + length)
+            for link, start, length in plan
+            if start == second
+        ]
+        assert sum(one.second() for one, _ in running) <= 2_000_000 * PAYLOAD + 8
+        budget.divide()
+        assert all(one.share.rate > 0 for one, _ in running)
+
+
+def test_pushed_bytes_are_paced() -> None:
+    async def push() -> float:
+        pacer = Pacer(1_000_000)
+        began = time.monotonic()
+        for _ in range(6):
+            await pacer.take(50_000)
+        return time.monotonic() - began
+
+    assert asyncio.run(push()) >= 0.25
+
+
+def test_without_a_limit_nothing_waits() -> None:
+    async def push() -> None:
+        async with asyncio.timeout(1):
+            for _ in range(1000):
+                await Pacer(None).take(1 << 30)
+
+    asyncio.run(push())
