@@ -161,11 +161,13 @@ class Fetch:
 
     def bring(self, staging):
         """Get the original bytes, all of them and the right ones."""
-        bringing = Bringing(self.session, self.order, staging)
+        arrival = journal.Arrival(self.session, self.order, staging)
         try:
-            bringing.run()
+            arrival.begin()
+            Bringing(self.session, self.order, arrival.sink).run()
+            arrival.complete()
         finally:
-            self.received, self.resumed = bringing.close()
+            self.received, self.resumed = arrival.close()
 
     # ---- judging and converting
 

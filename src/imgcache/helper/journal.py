@@ -11,13 +11,67 @@ import stat
 
 from .cache import utc_now
 from .core import decode, encode, os_failure
-from .staging import JOURNAL, SUFFIX, Staging, lock_first_byte
+from .staging import JOURNAL, SUFFIX, Sink, Staging, lock_first_byte
 
 #: Less is not worth keeping; what is kept counts in whole ones, since a power cut may spoil the end.
 UNIT_BYTES = 1 << 20
 _MAX_JOURNAL_BYTES = 4096
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 _WRITE = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+class Arrival:
+    """The bytes of one staging file as they come: what is worth keeping is kept, and others may read it."""
+
+    def __init__(self, session, order, staging):
+        self.order = order
+        self.staging = staging
+        self.watch = session.watch
+        image, own_fd = order["image"], staging.cache.own_fd
+        self.sink = Sink(staging.fd, own_fd, image["size"], image["digest"]["algo"])
+        self.sink.on_count, self.sink.on_restart = self._note_count, self._note_restart
+        self.offer = None
+        serve = order.get("serve")
+        if serve and session.relay:
+            self.offer = session.relay.offer(serve["name"], serve["key"], staging.fd, image["size"])
+
+    def begin(self):
+        """Take over what an earlier run brought, or prepare for a later one."""
+        if self.staging.taken_bytes:
+            count = self.staging.taken_bytes // UNIT_BYTES * UNIT_BYTES
+            self._tell(0, count)
+            self.sink.resume(count, lambda done: self._tell(done, count))
+        elif self.order.get("keep_partial"):
+            write(self.staging, self.order["image"], self.order["run"])
+
+    def complete(self):
+        """All bytes are there, and right."""
+        if self.offer:
+            self.offer.complete()
+            self.offer = None
+
+    def close(self):
+        """End the hashing; return how many bytes came, and how many were there from an earlier run."""
+        if self.offer:
+            self.offer.fail()
+        self.sink.close()
+        return self.sink.received, self.sink.resumed
+
+    def _tell(self, done, count):
+        self.watch.check()
+        self.watch.tell("hash", done, count)
+
+    def _note_count(self, count):
+        """So many bytes are in the file: enough to stay when this run ends early, and for others to read."""
+        if count >= UNIT_BYTES:
+            self.staging.hold(True)
+        if self.offer:
+            self.offer.advance(count)
+
+    def _note_restart(self):
+        self.staging.hold(False)
+        if self.offer:
+            self.offer.restart()
 
 
 def write(staging, image, run):

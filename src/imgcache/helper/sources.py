@@ -3,11 +3,9 @@
 # mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
 # ruff: noqa: EM101, PLC0415 - a Failure's code is a literal; imports are dear on a warm host
 
-from . import journal
 from .body import Body
 from .core import Failure
 from .download import Download, Retry
-from .staging import Sink
 from .watch import Switched
 
 #: OpenSSL's X509_V_FLAG_NO_CHECK_TIME, which Python has no name for.
@@ -68,70 +66,17 @@ class Peer(Download):
 
 
 class Bringing:
-    """Gets the bytes into a staging file, the right ones, as often and from where the controller wants it."""
+    """Gets the bytes into a sink, the right ones, as often and from where the controller wants it tried."""
 
-    def __init__(self, session, order, staging):
+    def __init__(self, session, order, sink):
         self.session = session
         self.order = order
-        self.staging = staging
+        self.sink = sink
         self.watch = session.watch
         self.mismatches = 0
-        self.offer = None
-        image, own_fd = order["image"], staging.cache.own_fd
-        self.sink = Sink(staging.fd, own_fd, image["size"], image["digest"]["algo"])
-        self.sink.on_count, self.sink.on_restart = self.note_count, self.note_restart
 
     def run(self):
-        """Return when all bytes are there and have the image's digest; others may read them meanwhile."""
-        order, serve = self.order, self.order.get("serve")
-        if serve and self.session.relay:
-            self.offer = self.session.relay.offer(
-                serve["name"], serve["key"], self.staging.fd, self.sink.size
-            )
-        try:
-            if self.staging.taken_bytes:
-                self.take_over()
-            elif order.get("keep_partial"):
-                journal.write(self.staging, order["image"], order["run"])
-            self.bring()
-        except BaseException:
-            if self.offer:
-                self.offer.fail()
-            raise
-        if self.offer:
-            self.offer.complete()
-
-    def close(self):
-        """End the hashing; return how many bytes came, and how many were there from an earlier run."""
-        self.sink.close()
-        return self.sink.received, self.sink.resumed
-
-    def take_over(self):
-        """Begin with what an earlier run brought."""
-        count = self.staging.taken_bytes // journal.UNIT_BYTES * journal.UNIT_BYTES
-
-        def tell(done):
-            self.watch.check()
-            self.watch.tell("hash", done, count)
-
-        tell(0)
-        self.sink.resume(count, tell)
-
-    def note_count(self, count):
-        """So many bytes are in the file: enough to stay when this run ends early, and for others to read."""
-        if count >= journal.UNIT_BYTES:
-            self.staging.hold(True)
-        if self.offer:
-            self.offer.advance(count)
-
-    def note_restart(self):
-        """The file begins anew."""
-        self.staging.hold(False)
-        if self.offer:
-            self.offer.restart()
-
-    def bring(self):
-        """Try sources until the bytes are right."""
+        """Return when all bytes are there and have the image's digest."""
         while True:
             try:
                 if self.sink.count < self.sink.size:
