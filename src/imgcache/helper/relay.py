@@ -20,6 +20,7 @@ from .watch import watch as watch_of
 
 #: As in ``formats``: what Nova keeps as it came.
 _RAW_FAMILY = ("raw", "iso", "ami", "ari", "aki")
+_LOCK_WAIT_S = 5
 _NO_TLS = "this host's Python has no TLS 1.3 (%s), which reading from it needs; or relay_tls: off"
 
 
@@ -34,8 +35,9 @@ def _listen(address, ports):
     if ports:
         where += ", ports %d-%d" % (first, last)
     try:
+        host = address and address.encode("ascii", "replace")  # as text it would load a codec
         places = socket.getaddrinfo(
-            address, 0, 0, socket.SOCK_STREAM, socket.IPPROTO_TCP, socket.AI_PASSIVE
+            host, 0, 0, socket.SOCK_STREAM, socket.IPPROTO_TCP, socket.AI_PASSIVE
         )
         # Of all addresses, those of IPv6 take those of IPv4 with them.
         places.sort(key=lambda place: place[0] != socket.AF_INET6 or bool(address))
@@ -158,7 +160,7 @@ def _open_final(cache, base, image):
     if cache.find(base) is None:
         return None, None
     # Nova downloads some images straight into the final, holding the lock: who gets the lock sees it whole.
-    lock_fd = cache.lock(base, 10, create=False)
+    lock_fd = cache.lock(base, _LOCK_WAIT_S, create=False)
     try:
         fd = _open(base, cache.cache_fd)
     except OSError as error:
