@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from imgcache.transport.conversation import Conversation, Message
 
 FETCH_MODULES = (
-    *("download", "body", "sources"),
+    *("download", "body"),
     *("vmware_bring", "vmware_import", "vmware_make", "vmware_fetch"),
 )
 _MAX_CLOCK_OFFSET_S = 30.0

@@ -7,9 +7,9 @@ bytes, never becomes a disk.
 # mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
 # ruff: noqa: EM101 - a Failure's code is a literal; imports are dear on a warm host
 
+from .body import Body
 from .core import Failure
-from .download import Retry
-from .sources import Bringing
+from .download import Download, Retry
 from .staging import new_digest
 from .vmware_files import Broken, upload_to
 from .vmware_image import Sample, judge_head, judge_whole
@@ -85,9 +85,6 @@ class Sink:
         self.algo = algo
         self.count = 0
         self.received = 0
-        self.resumed = 0
-        self.origin = None
-        self.origins = set()
         self._digest = new_digest(algo)
         self._buffer = bytearray(_BUFFER_BYTES)
 
@@ -110,7 +107,6 @@ class Sink:
         if not length:
             return
         self.received += length
-        self.origins.add(self.origin)
         if self.count + length > self.size:
             raise Failure(
                 "size", "more bytes came than the image has (%d)" % self.size, size=self.size
@@ -135,7 +131,6 @@ class Sink:
         """Forget all bytes."""
         self.target.restart()
         self.count = 0
-        self.origins = set()
         self._digest = new_digest(self.algo)
 
     def hexdigest(self):
@@ -143,16 +138,89 @@ class Sink:
         return self._digest.hexdigest()
 
 
-class Carrying(Bringing):
-    """Gets an image's bytes to a target: they are there when the datastore has said so."""
+class Carrying:
+    """One image on its way to a target, from the image service, or from the controller."""
+
+    def __init__(self, session, order, sink):
+        self.session = session
+        self.order = order
+        self.watch = session.watch
+        self.sink = sink
+        self.mismatches = 0
+
+    def run(self):
+        """Return when the datastore has all bytes, the right ones.
+
+        Raises:
+            Failure: for good, or because the controller says stop.
+        """
+        while True:
+            try:
+                if self.order["source"]["kind"] == "push":
+                    self.take_push()
+                else:
+                    self.download()
+            except Retry as retry:
+                self.ask(retry)
+            else:
+                self.order["source"]["token"] = None
+                return
+
+    def take_push(self):
+        """Take the bytes that the controller sends. It sends them once: nothing here is tried again."""
+        sink = self.sink
+        self.session.answer(self.order, "ready", offset=sink.count)
+        try:
+            while True:
+                frame = self.watch.next_answer()
+                if frame["op"] != "data":
+                    continue
+                if not frame["size"]:
+                    break
+                sink.write(memoryview(frame["raw"]))
+                self.watch.tell("download", sink.count, sink.size)
+            if sink.count != sink.size:
+                raise Failure("source", "%d bytes came, the image has %d" % (sink.count, sink.size))
+            if not self.is_right():
+                raise Failure("digest", self.wrong())
+            sink.all_sent()
+        except Retry as retry:
+            raise Failure(retry.code, retry.message) from retry
+
+    def download(self):
+        """Get what is missing from the image service."""
+        source, limits, sink = self.order["source"], self.order["limits"], self.sink
+        body = Body(limits, sink, self.watch, False)
+        Download(source, limits, sink, self.watch, body).attempt()
+        if not self.is_right():
+            self.mismatches += 1
+            sink.restart()
+            if self.mismatches > 1:
+                raise Failure("digest", self.wrong() + ", twice")
+            raise Retry("digest", self.wrong())
+        sink.all_sent()
+
+    def is_right(self):
+        """Whether all bytes have the image's digest."""
+        return self.sink.hexdigest() == self.order["image"]["digest"]["value"].lower()
+
+    def wrong(self):
+        """Say that they have not."""
+        return "the bytes do not have the image's %s" % self.order["image"]["digest"]["algo"]
 
     def ask(self, retry):
-        """The controller pushes once: what may be tried again with a download ends here."""
-        if self.order["source"]["kind"] == "push" and retry.code != "switched":
-            raise Failure(retry.code, retry.message) from retry
-        super().ask(retry)
-
-    def check_digest(self):
-        """Have the upload end when the bytes are the right ones."""
-        super().check_digest()
-        self.sink.all_sent()
+        """Tell that the image service has failed; wait for the controller to say whether to go on."""
+        self.session.answer(
+            self.order,
+            "retry",
+            code=retry.code,
+            message=retry.message,
+            after_s=retry.after_s,
+            offset=self.sink.count,
+            bytes_fetched=self.sink.received,
+        )
+        again = self.watch.next_answer(pause=True)
+        if again.get("source") is not None:
+            self.order["source"] = again["source"]
+        if again.get("token") is not None:
+            self.order["source"]["token"] = again["token"]
