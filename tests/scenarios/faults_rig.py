@@ -241,7 +241,9 @@ class Rig:
                 interrupt=interrupt or Interrupt(),
                 dry_run=dry_run,
             )
-            return await engine.run(hosts or (self.host(),), self.images, _precache_host)
+            return await engine.run(
+                hosts or (self.host(),), self.images, sources.telling(_precache_host)
+            )
 
     def final(self, image: Image, number: int = 1) -> Path:
         """Return where Nova on a host looks for the image."""

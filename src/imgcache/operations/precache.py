@@ -3,25 +3,42 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from imgcache.distribution import PrecachePlan, PrecacheReport
+from imgcache.errors import UsageError
+from imgcache.events import Notice, Planned
 from imgcache.operations.fleet import FleetRequest, driver_of, open_fleet
 from imgcache.operations.keep import PrecacheAndPin, pin_end
-from imgcache.operations.selection import select_hosts
+from imgcache.operations.rollout import Rollout, Waves
+from imgcache.operations.selection import check_known, select_hosts
+from imgcache.operations.sites import Sites
 from imgcache.operations.sources import RunSources, source_kinds
-from imgcache.plan import PrecachePlan, Report
+from imgcache.operations.survey import (
+    UNREACHED,
+    by_host,
+    is_needed,
+    plan_sites,
+    refuse_what_does_not_fit,
+)
+from imgcache.operations.window import Schedule
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping
 
+    from imgcache.distribution import SitePlan
     from imgcache.events import EventSink
     from imgcache.images.base import ImageService
-    from imgcache.model import Image, Inventory
-    from imgcache.operations.engine import HostWork, Limits
+    from imgcache.model import Host, Image, Inventory
+    from imgcache.operations.engine import HostWork
+    from imgcache.operations.fleet import Fleet
     from imgcache.operations.host_run import HostRun
     from imgcache.operations.sources import SourcePolicy
+    from imgcache.operations.window import Clock
+    from imgcache.plan import Outcome
 
 
 #: Access for hosts never outlives a day, however long a run may take.
@@ -33,7 +50,7 @@ class PrecacheRequest(FleetRequest):
     """What the operator asked for."""
 
     names: tuple[str, ...]
-    """Image ids and names, as given."""
+    """Image ids and names, as given; none: those of ``only``."""
     source: SourcePolicy = "auto"
     seeds: int = 1
     """With relay: hosts per site that get an image's bytes from outside."""
@@ -41,6 +58,17 @@ class PrecacheRequest(FleetRequest):
     """Bytes per second that one host may take from outside its site."""
     keep_for_s: float | None = None
     """Pin what is cached, or was there already, for so long; None: do not pin."""
+    window: str | None = None
+    """When bytes may be moved, at all sites, instead of what the inventory says."""
+    deadline: datetime | None = None
+    """No bytes are moved after it."""
+    partial: bool = False
+    """Begin even if not everything can be done in time."""
+    waves: Waves = field(default_factory=Waves)
+    min_coverage: float | None = None
+    """The share of items that must be there in the end, for the exit code."""
+    only: Mapping[str, frozenset[str]] | None = None
+    """Host name -> ids of images: only these; None: all images on all hosts."""
 
 
 def plan_precache(
@@ -52,45 +80,81 @@ def plan_precache(
         UsageError: the selection or ``keep_for_s`` makes no sense; found before the image service is asked.
         ImageServiceError: an image cannot be cached, or the service cannot be used.
     """
-    hosts = select_hosts(inventory, request.selection)
+    hosts = _hosts(request, inventory)
     if request.keep_for_s is not None:
         pin_end(request.keep_for_s)
     source_kinds(request.source, service)
-    images = service.find_images(request.names)
-    return PrecachePlan(images=images, hosts=hosts)
+    everywhere = {
+        host.name: host for group in inventory.aggregates.values() for host in group.hosts
+    }
+    return PrecachePlan(
+        images=service.find_images(request.names or _image_ids(request.only, hosts)),
+        hosts=hosts,
+        only=request.only,
+        sites=inventory.sites,
+        neighbours=tuple(everywhere.values()),
+    )
+
+
+def _hosts(request: PrecacheRequest, inventory: Inventory) -> tuple[Host, ...]:
+    if request.only is None:
+        return select_hosts(inventory, request.selection)
+    selection = request.selection
+    if not (selection.aggregates or selection.hosts or selection.all):
+        selection = replace(selection, all=True)
+        everywhere = {host.name for host in select_hosts(inventory, selection)}
+        check_known(request.only.keys() - everywhere)
+    hosts = select_hosts(inventory, selection)
+    left = tuple(host for host in hosts if host.name in request.only)
+    if not left:
+        message = "--limit-failed: none of the selected hosts has failed there"
+        raise UsageError(message, hint="select others, or none: then it is all that have failed")
+    return left
+
+
+def _image_ids(only: Mapping[str, frozenset[str]] | None, hosts: Iterable[Host]) -> tuple[str, ...]:
+    ids = {one for host in hosts for one in (only or {}).get(host.name, ())}
+    return tuple(sorted(ids))
 
 
 def run_precache(
     request: PrecacheRequest, inventory: Inventory, service: ImageService, sink: EventSink
-) -> Report:
+) -> PrecacheReport:
     """Plan and execute; blocks until all hosts have ended or a signal ended the run.
 
     Raises:
-        ImgcacheError: nothing was done; see ``plan_precache``.
+        ImgcacheError: nothing was done; see ``plan_precache`` and ``execute_precache``.
     """
     plan = plan_precache(request, inventory, service)
     return asyncio.run(execute_precache(plan, request, service, sink))
 
 
 async def execute_precache(
-    plan: PrecachePlan, request: PrecacheRequest, service: ImageService, sink: EventSink
-) -> Report:
-    """Carry out a plan: the only part that writes, and only unless ``dry_run``."""
-    async with open_fleet("precache", request, plan.hosts, sink, images=plan.images) as fleet:
-        sources = RunSources(
-            service,
-            plan.images,
-            kinds=source_kinds(request.source, service),
-            run_id=fleet.run_id,
-            lifetime_s=_access_lifetime_s(plan, fleet.limits),
-            sink=sink,
-        )
-        work: HostWork = _precache_host
-        if request.keep_for_s is not None and not request.dry_run:
-            work = PrecacheAndPin(pin_end(request.keep_for_s))
-        async with sources:
-            outcomes = await fleet.run(plan.hosts, plan.images, work, sources)
-    return Report(
+    plan: PrecachePlan,
+    request: PrecacheRequest,
+    service: ImageService,
+    sink: EventSink,
+    clock: Clock | None = None,
+) -> PrecacheReport:
+    """Carry out a plan: the only part that writes, and only unless ``dry_run``.
+
+    Raises:
+        UnsafePlanError: it cannot be done in time; nothing was done.
+    """
+    schedule = Schedule(
+        plan.hosts,
+        plan.sites,
+        window=request.window,
+        deadline=request.deadline,
+        wait=request.wait,
+        clock=clock,
+    )
+    async with open_fleet(
+        "precache", request, plan.hosts, sink, images=plan.images, service=service
+    ) as fleet:
+        run = _Run(plan, request, schedule, fleet, service)
+        outcomes, plans = await (run.dry() if request.dry_run else run.wet())
+    return PrecacheReport(
         run_id=fleet.run_id,
         command=fleet.command,
         started_at=fleet.started_at,
@@ -98,13 +162,123 @@ async def execute_precache(
         images=plan.images,
         outcomes=tuple(outcomes),
         interrupted=fleet.interrupted,
+        plan=plans,
+        min_coverage=request.min_coverage,
     )
 
 
-def _access_lifetime_s(plan: PrecachePlan, limits: Limits) -> float:
-    """Return how long the hosts' access must last at worst: every round of hosts at its deadline."""
-    rounds = -(-len(plan.hosts) // limits.concurrency)
-    return min(rounds * limits.timeout_s, _MAX_ACCESS_LIFETIME_S)
+_Ended = tuple[Sequence["Outcome"], tuple["SitePlan", ...] | None]
+
+
+class _Run:
+    """One run over a plan's hosts."""
+
+    def __init__(
+        self,
+        plan: PrecachePlan,
+        request: PrecacheRequest,
+        schedule: Schedule,
+        fleet: Fleet,
+        service: ImageService,
+    ) -> None:
+        self._plan = plan
+        self._request = request
+        self._schedule = schedule
+        self._fleet = fleet
+        self._service = service
+
+    async def dry(self) -> _Ended:
+        """Look at all hosts."""
+        async with self._sources() as sources:
+            outcomes = await self._pass(self._plan.hosts, _precache_host, sources, None)
+        return outcomes, self._site_plans(outcomes)
+
+    async def wet(self) -> _Ended:
+        """Look at the hosts first, if there are limits; then do it."""
+        plans: tuple[SitePlan, ...] | None = None
+        dead: dict[str, list[Outcome]] = {}
+        if is_needed(self._plan, self._request, self._schedule):
+            plans, dead = await self._survey()
+        hosts = [host for host in self._plan.hosts if host.name not in dead]
+        rollout = Rollout(
+            hosts,
+            sink=self._fleet.sink,
+            schedule=self._schedule,
+            waves=self._request.waves,
+            failed=len(dead),
+        )
+        work: HostWork = _precache_host
+        if self._request.keep_for_s is not None:
+            work = PrecacheAndPin(pin_end(self._request.keep_for_s))
+        async with self._sources() as sources:
+            done = await self._pass(hosts, work, sources, rollout)
+        found = by_host((*done, *(one for outcomes in dead.values() for one in outcomes)))
+        return [one for host in self._plan.hosts for one in found.get(host.name, ())], plans
+
+    async def _survey(self) -> tuple[tuple[SitePlan, ...], dict[str, list[Outcome]]]:
+        """Return the plan of each site, and the outcomes of hosts that are not worth a second try."""
+        hosts = [host for host in self._plan.hosts if not self._schedule.refusal(host.site)]
+        if not hosts or self._fleet.interrupted is not None:
+            return (), {}
+        self._fleet.sink.emit(Notice(f"looks at {len(hosts)} hosts first", level="info"))
+        async with self._sources() as sources:
+            outcomes = await self._fleet.look(hosts, _precache_host, sources, self._plan.images_of)
+        plans = self._site_plans(outcomes)
+        if self._fleet.interrupted is None and not self._request.partial:
+            refuse_what_does_not_fit(plans, self._schedule)
+        waiting = {host.name for host in hosts if self._schedule.waits(host.site)}
+        dead = {
+            name: found
+            for name, found in by_host(outcomes).items()
+            if name not in waiting and found[0].code in UNREACHED
+        }
+        self._fleet.report_dead(dead)
+        return plans, dead
+
+    def _site_plans(self, outcomes: Sequence[Outcome]) -> tuple[SitePlan, ...]:
+        plans = plan_sites(
+            self._plan, outcomes, self._request, self._schedule, self._fleet.limits.concurrency
+        )
+        self._fleet.sink.emit(Planned(plans))
+        return plans
+
+    async def _pass(
+        self, hosts: Sequence[Host], work: HostWork, sources: RunSources, rollout: Rollout | None
+    ) -> list[Outcome]:
+        return await self._fleet.run(
+            hosts,
+            self._plan.images,
+            sources.telling(work),
+            sources,
+            rollout=rollout,
+            images_of=self._plan.images_of,
+        )
+
+    def _sources(self) -> RunSources:
+        sites = Sites(
+            policy=self._request.source,
+            hosts=self._plan.hosts,
+            neighbours=self._plan.neighbours,
+            sites=self._plan.sites,
+            seeds=self._request.seeds,
+            rate_limit=self._request.rate_limit,
+        )
+        return RunSources(
+            self._service,
+            self._plan.images,
+            kinds=source_kinds(self._request.source, self._service),
+            run_id=self._fleet.run_id,
+            lifetime_s=self._access_lifetime_s(),
+            sink=self._fleet.sink,
+            sites=sites,
+        )
+
+    def _access_lifetime_s(self) -> float:
+        """Return how long the hosts' access must last at worst: every round of hosts at its deadline."""
+        limits = self._fleet.limits
+        rounds = -(-len(self._plan.hosts) // limits.concurrency)
+        at_worst = rounds * limits.timeout_s + self._schedule.longest_wait_s()
+        return min(at_worst, _MAX_ACCESS_LIFETIME_S)
 
 
 async def _precache_host(context: HostRun, images: Sequence[Image]) -> None:

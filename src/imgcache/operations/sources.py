@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from imgcache.drivers.feed import Feed
     from imgcache.events import EventSink
     from imgcache.images.base import HostAccess, ImageService
-    from imgcache.model import Host, Image, Secret, ServiceAccess
+    from imgcache.model import Image, Secret, ServiceAccess
+    from imgcache.operations.engine import HostWork
+    from imgcache.operations.host_run import HostRun
 
 T = TypeVar("T")
 #: How long the end of a push waits for a read under way. A service that has fallen silent is left to a
@@ -154,11 +156,18 @@ class RunSources:
         async with relay.member(context):
             yield
 
-    def left(self, host: Host) -> None:
-        """Note that a host's work is over."""
-        relay = self._sites.relay(host)
-        if relay is not None:
-            relay.left(host)
+    def telling(self, work: HostWork) -> HostWork:
+        """Return ``work`` that notes when a host's part is over: others may have waited for it to come."""
+
+        async def do(context: HostRun, images: Sequence[Image]) -> None:
+            try:
+                await work(context, images)
+            finally:
+                relay = self._sites.relay(context.host)
+                if relay is not None:
+                    relay.left(context.host)
+
+        return do
 
 
 class NoSources:
