@@ -9,10 +9,13 @@ import time
 
 from . import entries
 from .core import os_failure
-from .removal import Kept, Removal
+from .removal import Kept, Locks, Removal
+from .staging import JOURNAL, lock_first_byte
 
 #: A pre-caching by Nova's own API holds no lock while it downloads: so no file of Nova's that is younger.
 _FLOOR_S = 3600
+#: What the name of an original that was kept has besides its base file's.
+_ORIGINAL = ".original"
 
 
 class Clean(Removal):
@@ -34,8 +37,11 @@ class Clean(Removal):
                     items.append({"name": name, "seen": _signature(status)})
         for start in range(0, len(items), 100):
             self.run(items[start : start + 100])
-        if cache.own_fd is not None and not self.order["dry"]:
-            self.forget_lost()
+        if cache.own_fd is not None:
+            self.clean_originals()
+            if not self.order["dry"]:
+                self.forget_lost()
+                self.forget_journals()
         self.rows.flush()
         return {}
 
@@ -52,7 +58,7 @@ class Clean(Removal):
                 self.check_ours(name, status)
                 if self.order["dry"]:
                     raise Kept("dry-run", "it would be removed")
-                os.unlink(name, dir_fd=own_fd)
+                self.unlink_ours(name)
                 self.row(name, status, "removed")
             except Kept as kept:
                 self.row(name, status, "kept", kept.code, kept.reason)
@@ -71,6 +77,72 @@ class Clean(Removal):
             raise Kept("busy", "a run of imgcache is at work on it")
         if live is None:  # no locks here: age must do
             _check_age(status, max(self.order["stall_age_s"], _FLOOR_S))
+        elif entries.status_of(name + JOURNAL, self.cache.own_fd):  # another run may go on with it
+            _check_age(status, self.order["stall_age_s"])
+
+    def unlink_ours(self, name):
+        """Remove a dead staging file and its journal; a fetch may be about to go on with it."""
+        own_fd = self.cache.own_fd
+        fd = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=own_fd)
+        try:
+            if not lock_first_byte(fd):
+                raise Kept("busy", "a run of imgcache has just taken it over")
+            try:
+                os.unlink(name + JOURNAL, dir_fd=own_fd)
+            except OSError:
+                pass  # there is none, or none of ours
+            os.unlink(name, dir_fd=own_fd)
+        finally:
+            os.close(fd)
+
+    def forget_journals(self):
+        """Remove journals whose file is gone; a run makes them after it, and removes them before it."""
+        own_fd = self.cache.own_fd
+        for name in os.listdir(own_fd):
+            owner = name[: -len(JOURNAL)]
+            if (
+                name.endswith(JOURNAL)
+                and entries.OURS.fullmatch(owner)
+                and entries.status_of(owner, own_fd) is None
+            ):
+                try:
+                    os.unlink(name, dir_fd=own_fd)
+                except OSError:
+                    pass  # it does no harm
+
+    def clean_originals(self):
+        """Remove originals that were kept, and whose final is gone."""
+        cache = self.cache
+        for name in sorted(os.listdir(cache.own_fd)):
+            base = name[: -len(_ORIGINAL)]
+            if not name.endswith(_ORIGINAL) or entries.kind_of(base) != "original":
+                continue
+            status = entries.status_of(name, cache.own_fd)
+            if status is None or entries.status_of(base, cache.cache_fd) is not None:
+                continue
+            locks = Locks(cache, self.work)
+            try:
+                self.clean_original(locks, name, base, status)
+            except Kept as kept:
+                self.row(name, status, "kept", kept.code, kept.reason)
+            except OSError as error:
+                failure = os_failure(error, "cannot remove .imgcache/" + name, cache.own_fd)
+                self.row(name, status, "kept", failure.code, failure.message)
+            finally:
+                locks.release()
+
+    def clean_original(self, locks, name, base, status):
+        """Remove one, while nobody can publish its final."""
+        cache = self.cache
+        if not stat.S_ISREG(status.st_mode):
+            raise Kept("foreign", "it is no regular file")
+        if self.order["dry"]:
+            raise Kept("dry-run", "it would be removed")
+        locks.take(base, 0)
+        if entries.status_of(base, cache.cache_fd) is not None:
+            raise Kept("busy", "its image was cached again just now")
+        os.unlink(name, dir_fd=cache.own_fd)
+        self.row(name, status, "removed")
 
     def forget_lost(self):
         """Remove manifests of finals that Nova removed; a pin stays known."""

@@ -225,12 +225,13 @@ class Removal:
             raise Kept("changed", "it was used, renewed or replaced just now")
 
     def forget(self, name):
-        """Remove the manifest of a file that is gone."""
+        """Remove the manifest of a file that is gone, and the original that it was converted from."""
         if self.cache.own_fd is not None:
-            try:
-                os.unlink(name + ".json", dir_fd=self.cache.own_fd)
-            except OSError:
-                pass  # without its file it means nothing
+            for ending in (".json", ".original"):
+                try:
+                    os.unlink(name + ending, dir_fd=self.cache.own_fd)
+                except OSError:
+                    pass  # without its file it means nothing; ``clean`` will look again
 
 
 class Remove(Removal):

@@ -92,12 +92,8 @@ class Bringing:
 
     def attempt(self):
         """Get what is missing from the present source."""
-        source, limits, sink, watch = (
-            self.order["source"],
-            self.order["limits"],
-            self.sink,
-            self.watch,
-        )
+        source, limits = self.order["source"], self.order["limits"]
+        sink, watch = self.sink, self.watch
         kind = source["kind"]
         sink.origin = kind
         watch.check_source()
