@@ -282,6 +282,9 @@ class Reader:
         """Answer one request."""
         try:
             self._talk()
+            if self.relay.context:  # all was said: nobody shall take this for a broken connection
+                self.sock.settimeout(0)
+                self.sock.unwrap()
         except Exception:  # noqa: BLE001, S110 - whatever a stranger sends, it must not end the fetch
             pass
         finally:
