@@ -59,6 +59,8 @@ def hyperv_bench(tmp_path: Path, windows: Wine) -> Bench:
 
 
 class TestHypervUnderWine(DriverSuite):
+    cannot = frozenset({"prove"})
+
     @pytest.fixture
     def bench(self, tmp_path: Path, windows: Wine) -> Bench:
         return hyperv_bench(tmp_path, windows)

@@ -65,6 +65,8 @@ def vmware_bench(vcenter: VCenter, tmp_path: Path) -> Bench:
 
 
 class TestVmwareHere(DriverSuite):
+    cannot = frozenset({"prove"})
+
     @pytest.fixture
     def bench(self, vcenter: VCenter, tmp_path: Path) -> Bench:
         return vmware_bench(vcenter, tmp_path)
