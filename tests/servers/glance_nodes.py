@@ -107,7 +107,3 @@ class GlanceNode:
     def state(self) -> Any:
         """Return what ``GET /v2/cache`` says."""
         return self.call("GET", "/v2/cache").json()
-
-    def kill_worker(self, broken_image_id: str) -> None:
-        """End the node's cache worker by an image whose object is gone from the store; it stays queued."""
-        self.call("PUT", f"/v2/cache/{broken_image_id}").raise_for_status()

@@ -83,18 +83,30 @@ class Filling:
             HostError: the node does not answer any more, or the run must stop.
         """
         while self.todo or self._waiting:
-            await self._hand_over()
-            if not self._waiting:
-                continue
-            await self._pause()
-            await self._look()
-            if self._waiting and self._standstill():
-                await self._escalate()
+            try:
+                await self._hand_over()
+                if self._waiting:
+                    await self._pause()
+                    await self._look()
+                if self._waiting and self._standstill():
+                    await self._escalate()
+            except HostError as error:
+                await self._outlast(error)
+
+    async def _outlast(self, error: HostError) -> None:
+        """Wait for a node that does not answer: it may be restarted just now. Raises what is not that."""
+        if error.code is not ErrorCode.UNREACHABLE or self._outages >= self.context.retries:
+            raise error
+        self._outages += 1
+        self._forgotten = True
+        await self.context.back_off(None, self._outages, error.message, None)
 
     async def _hand_over(self) -> None:
         while self.todo and len(self._waiting) < MAX_WAITING:
-            image = self.todo.popleft()
-            if not await self._put(image):
+            image = self.todo[0]
+            taken = await self._put(image)
+            self.todo.popleft()
+            if not taken:
                 continue
             if not self.context.wait:
                 reason = "the node was asked to fetch it, and is not waited for (--no-wait)"
@@ -125,16 +137,8 @@ class Filling:
             raise error
 
     async def _look(self) -> None:
-        """Take from the node what it has by now; a node that restarts is waited for."""
-        try:
-            state = await self.node.state()
-        except HostError as error:
-            if error.code is not ErrorCode.UNREACHABLE or self._outages >= self.context.retries:
-                raise
-            self._outages += 1
-            self._forgotten = True
-            await self.context.back_off(None, self._outages, error.message, None)
-            return
+        """Take from the node what it has by now."""
+        state = await self.node.state()
         for image in [one for one in self._waiting.values() if one.id in state.cached]:
             self._ended(image, state)
         queued = frozenset(state.queued)
