@@ -11,8 +11,9 @@ import pytest
 
 from contract.driver_suite import Bench, DriverSuite
 from contract.glance_bench import NodeBench, items_of, node_bench, service_of
+from contract.life_suite import LifeSuite
 from imgcache.drivers.base import UnsupportedError
-from imgcache.drivers.capabilities import supports, why_not
+from imgcache.drivers.capabilities import why_not
 from imgcache.drivers.glance_cache import GlanceCacheDriver
 from imgcache.errors import ErrorCode, HostError
 from imgcache.model import EntryKind
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from imgcache.images.base import ImageService
+    from servers.glance_nodes import GlanceNode
     from servers.glance_nodes_fixtures import GlanceNodes
     from servers.openstack import KeystoneAndGlance
 
@@ -40,19 +42,19 @@ def bench(service: ImageService, cloud: KeystoneAndGlance, glance_nodes: GlanceN
     return node_bench(service, cloud, glance_nodes.central)
 
 
-@pytest.mark.parametrize("bench", ["central", "second", "sqlite"], indirect=True)
-class TestGlanceCache(DriverSuite):
+class _Suite(DriverSuite, LifeSuite):
     """The shared suite; what is about bytes that come from us is about the node's own fetch here."""
+
+    cannot = frozenset({"verify", "prove", "pin", "renew"})
+    which: str
 
     @pytest.fixture
     def bench(
-        self,
-        request: pytest.FixtureRequest,
-        service: ImageService,
-        cloud: KeystoneAndGlance,
-        glance_nodes: GlanceNodes,
+        self, service: ImageService, cloud: KeystoneAndGlance, glance_nodes: GlanceNodes
     ) -> NodeBench:
-        return node_bench(service, cloud, getattr(glance_nodes, request.param))
+        node: GlanceNode = getattr(glance_nodes, self.which)
+        node.call("DELETE", "/v2/cache").raise_for_status()
+        return node_bench(service, cloud, node)
 
     def test_each_image_is_cached_in_order_and_reported_once(self, bench: Bench) -> None:
         images = [bench.stock.add(os.urandom(size)) for size in (700_000, 1, 300_000)]
@@ -81,17 +83,6 @@ class TestGlanceCache(DriverSuite):
         assert told.details[image.name].get("source") is None
         assert bench.tree() == before
 
-    def test_a_dry_run_writes_nothing_and_says_what_it_would_do(self, bench: Bench) -> None:
-        there, absent = bench.stock.add(os.urandom(600)), bench.stock.add(os.urandom(700))
-        bench.precache(there)
-        before = bench.tree()
-        told = bench.precache(there, absent, dry_run=True)
-        assert bench.tree() == before
-        assert told.outcomes == {
-            there.name: ("existing", None),
-            absent.name: ("skipped", ErrorCode.DRY_RUN),
-        }
-
     def test_one_images_trouble_leaves_the_rest_alone(self, bench: Bench) -> None:
         """An image that is gone from Glance, and one that is deactivated, after they were found."""
         assert isinstance(bench, NodeBench)
@@ -108,10 +99,33 @@ class TestGlanceCache(DriverSuite):
         }
         assert "status active" in told.details[blocked.name]["reason"]
 
+    def test_cleaning_a_clean_cache_removes_nothing(self, bench: Bench) -> None:
+        """The node does not say what it removed, if anything: there is one row for the whole host."""
+        assert isinstance(bench, NodeBench)
+        image = bench.stock.add(os.urandom(900))
+        bench.precache(image)
+        assert [(row.name, row.bytes) for row in bench.clean()] == [("", 0)]
+        assert bench.cached(image) is not None
+
     # About bytes and a connection that this driver does not have; the node's own troubles are in
     # test_glance_cache_troubles.
     test_too_few_bytes_are_never_an_image = None  # type: ignore[assignment]
     test_lost_contact_is_raised_with_what_was_done_reported = None  # type: ignore[assignment]
+
+
+class TestCentralDatabase(_Suite):
+    which = "central"
+
+
+class TestCentralDatabaseBehindGunicorn(_Suite):
+    which = "second"
+    # the same whatever the node is
+    test_a_command_that_it_cannot_serve_ends_unsupported_with_a_warning = None  # type: ignore[assignment]
+
+
+class TestSqlite(_Suite):
+    which = "sqlite"
+    test_a_command_that_it_cannot_serve_ends_unsupported_with_a_warning = None  # type: ignore[assignment]
 
 
 # ------------------------------------------------------------------------------------------ what is there
@@ -243,13 +257,6 @@ def test_without_glance_there_are_no_nodes(bench: NodeBench) -> None:
 
 def test_what_a_glance_cache_cannot_is_said_with_a_reason() -> None:
     driver = GlanceCacheDriver()
-    assert driver.entry_name("b9a1a2f0-6f39-4f0d-9b0c-0d2f0e6d5c11") == (  # type: ignore[arg-type]
-        "b9a1a2f0-6f39-4f0d-9b0c-0d2f0e6d5c11"
-    )
-    can = ("precache", "check", "inspect", "remove", "clean")
-    cannot = ("verify", "prove", "pin", "renew")
-    assert all(supports(driver, method) for method in can)
-    assert not any(supports(driver, method) for method in cannot)
     for command in ("verify", "pin", "unpin", "refresh", "precache --keep-for"):
         reason = why_not(driver, command)
         assert reason is not None
