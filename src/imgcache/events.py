@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from imgcache.distribution import SitePlan
     from imgcache.plan import EntryOutcome, HostFailure, Outcome
 
 
@@ -98,6 +99,13 @@ class Notice:
 
 
 @dataclass(frozen=True, slots=True)
+class Planned:
+    """A first look at the hosts has found what is to be done at each site."""
+
+    sites: tuple[SitePlan, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Waiting:
     """No host begins for now, or (None) hosts begin again."""
 
@@ -122,6 +130,7 @@ Event = (
     | HostFailed
     | HostEnded
     | Notice
+    | Planned
     | Waiting
     | RunEnded
 )

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
-    from imgcache.model import CacheEntry, EntryKind, Host, Image
+    from imgcache.model import CacheEntry, EntryKind, Image
 
 
 class OutcomeWord(StrEnum):
@@ -64,21 +64,6 @@ class Outcome:
     duration_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class PrecachePlan:
-    """Which images go to which hosts; made by reading only."""
-
-    images: tuple[Image, ...]
-    """In the order given, each once."""
-    hosts: tuple[Host, ...]
-    """Each once, grouped by cell."""
-
-    @property
-    def bytes_per_cold_host(self) -> int:
-        """Bytes that a host with none of the images would fetch."""
-        return sum(image.size_bytes for image in self.images)
-
-
 class CheckState(StrEnum):
     """How one check of a host ended."""
 
@@ -110,6 +95,8 @@ class CheckReport:
     finished_at: datetime
     checks: tuple[Check, ...]
     interrupted: int | None = None
+    drivers: Mapping[str, str] = field(default_factory=dict)
+    """Host -> its driver."""
 
     def totals(self) -> dict[str, int]:
         """Return state -> number of checks, every state present."""
@@ -215,6 +202,8 @@ class EntryReport:
     dry_run: bool = False
     interrupted: int | None = None
     """The number of the signal that ended the run early, if one did."""
+    drivers: Mapping[str, str] = field(default_factory=dict)
+    """Host -> its driver."""
 
     @property
     def bytes_freed(self) -> int:
@@ -296,6 +285,8 @@ class ListReport:
     failures: tuple[HostFailure, ...]
     notices: tuple[str, ...] = field(default=())
     interrupted: int | None = None
+    drivers: Mapping[str, str] = field(default_factory=dict)
+    """Host -> its driver."""
 
     def exit_code(self) -> ExitCode:
         """Return 130 or 143 when interrupted; 1 when a host failed; 5 when images are missing; else 0."""
@@ -350,10 +341,10 @@ class HostStatus:
 
 @dataclass(frozen=True, slots=True)
 class StatusTotal:
-    """Sums over the hosts of an aggregate or a cell; a shared storage counts once."""
+    """Sums over the hosts of an aggregate, a cell or a driver; a shared storage counts once."""
 
     group: str
-    """``aggregate`` or ``cell``."""
+    """``aggregate``, ``cell``, or ``driver`` where there are several."""
     name: str
     hosts: int
     cache_bytes: int
@@ -376,6 +367,8 @@ class StatusReport:
     max_used: float | None = None
     """The threshold asked for, a share above 0 and at most 1."""
     interrupted: int | None = None
+    drivers: Mapping[str, str] = field(default_factory=dict)
+    """Host -> its driver."""
 
     def over_threshold(self) -> tuple[HostStatus, ...]:
         """Return the hosts whose file system is fuller than the threshold."""

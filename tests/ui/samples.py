@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from imgcache.distribution import PrecacheReport
 from imgcache.model import Digest, Image, ImageId
-from imgcache.plan import Outcome, OutcomeWord, Report, SourceKind
+from imgcache.plan import Outcome, OutcomeWord, SourceKind
 
 if TYPE_CHECKING:
     from imgcache.errors import ErrorCode
@@ -55,9 +56,9 @@ def outcome(
     )
 
 
-def report(*outcomes: Outcome, interrupted: int | None = None) -> Report:
+def report(*outcomes: Outcome, interrupted: int | None = None) -> PrecacheReport:
     """Return a report of these outcomes."""
-    return Report(
+    return PrecacheReport(
         run_id="20261121T080000Z-0a1b2c3d",
         command="precache",
         started_at=datetime(2026, 11, 21, 8, 0, 0, tzinfo=UTC),

@@ -5,7 +5,7 @@ import io
 import json
 import unicodedata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jsonschema
 import pytest
@@ -14,19 +14,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imgcache.errors import ErrorCode, UsageError
-from imgcache.plan import Outcome, OutcomeWord, Report
+from imgcache.plan import Outcome, OutcomeWord
 from imgcache.ui.formats import Format, render
 from imgcache.ui.report import OUTCOME_COLUMNS, report_listing
 from ui.samples import HOSTILE, assert_clean, outcome, report
 
+if TYPE_CHECKING:
+    from imgcache.distribution import PrecacheReport
+
 SCHEMA = json.loads(Path("docs/schemas/precache.json").read_text(encoding="utf-8"))
 
 
-def text_of(made: Report, form: Format = Format.TABLE, *wanted: str, detailed: bool = False) -> str:
+def text_of(
+    made: PrecacheReport, form: Format = Format.TABLE, *wanted: str, detailed: bool = False
+) -> str:
     return render(report_listing(made), form, wanted=wanted, detailed=detailed)
 
 
-def mixed() -> Report:
+def mixed() -> PrecacheReport:
     space = "needs 4.2 GB, has 1.1 GB"
     outcomes: list[Outcome] = [
         outcome("edge1-18", OutcomeWord.ERROR, code=ErrorCode.SPACE, reason=space),
@@ -40,7 +45,7 @@ def mixed() -> Report:
     return report(*outcomes)
 
 
-def hostile() -> Report:
+def hostile() -> PrecacheReport:
     word, code = OutcomeWord.ERROR, ErrorCode.PROTOCOL
     return report(outcome(HOSTILE, word, code=code, reason=HOSTILE, image_name=HOSTILE))
 
@@ -95,7 +100,7 @@ def test_an_unknown_column_is_refused_with_the_nearest() -> None:
 
 
 @pytest.mark.parametrize("made", [mixed(), hostile(), report()], ids=["mixed", "hostile", "empty"])
-def test_json_is_as_its_schema_says(made: Report) -> None:
+def test_json_is_as_its_schema_says(made: PrecacheReport) -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     jsonschema.validate(json.loads(text_of(made, Format.JSON)), SCHEMA)
 
@@ -111,6 +116,7 @@ def test_json_holds_the_whole_run() -> None:
     document = json.loads(text_of(mixed(), Format.JSON))
     assert list(document) == [
         "run_id", "command", "started_at", "finished_at", "images", "outcomes", "totals",
+        "coverage", "plan",
     ]  # fmt: skip
     assert document["started_at"] == "2026-11-21T08:00:00.000Z"
     assert document["finished_at"] == "2026-11-21T08:01:02.345Z"

@@ -11,7 +11,6 @@ from imgcache.commands._values import (
     parse_age,
     parse_ceiling,
     parse_duration,
-    parse_link_rate,
     parse_moment,
     parse_rate,
     parse_room,
@@ -31,16 +30,6 @@ class Source(StrEnum):
     PUSH = "push"
 
 
-class FleetSource(StrEnum):
-    """Where many hosts get the bytes."""
-
-    AUTO = "auto"
-    SERVICE = "service"
-    PUSH = "push"
-    RELAY = "relay"
-    PUSH_RELAY = "push-relay"
-
-
 SourceOption = Annotated[
     Source,
     typer.Option(
@@ -48,36 +37,6 @@ SourceOption = Annotated[
         help="Hosts download from the image service themselves, or imgcache pushes the bytes over SSH.",
     ),
 ]
-FleetSourceOption = Annotated[
-    FleetSource,
-    typer.Option(
-        "--source",
-        help="All hosts download from the image service, or imgcache pushes the bytes over SSH; or (relay, "
-        "push-relay) only the --seeds of each site do, and the other hosts read from those of their site. "
-        "auto: relay where two or more hosts of a site lack an image.",
-    ),
-]
-Seeds = Annotated[
-    int,
-    typer.Option(
-        "--seeds",
-        min=1,
-        max=1000,
-        metavar="N",
-        help="With relay: hosts per site that get the bytes from outside.",
-    ),
-]
-FetchRateLimit = Annotated[
-    int | None,
-    typer.Option(
-        "--rate-limit",
-        parser=parse_link_rate,
-        metavar="RATE",
-        help="No host takes more per second from outside its site, such as 50M (bytes) or 100Mbit/s.",
-    ),
-]
-
-
 ImageNames = Annotated[
     list[str],
     typer.Argument(metavar="IMG", help="Images, by UUID or by name.", show_default=False),

@@ -5,7 +5,7 @@ What can be read but would be unsafe (an age of 0) is for ``policy`` to refuse, 
 """
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import typer
 
@@ -112,12 +112,16 @@ def parse_room(value: str) -> Amount:
 
 def parse_ceiling(value: str) -> Amount:
     """Return a number of entries, or a share such as ``25%``."""
+    return _amount(value, "entries")
+
+
+def _amount(value: str, what: str) -> Amount:
     share = _share(value)
     if share is not None:
         return Amount(share=share)
     text = value.strip()
     if not (text.isascii() and text.isdigit()) or len(text) > 9:
-        message = f"{value!r} is neither a number of entries nor a share; write 20 or 25%"
+        message = f"{value!r} is neither a number of {what} nor a share; write 20 or 25%"
         raise typer.BadParameter(message)
     return Amount(count=int(text))
 
@@ -139,3 +143,54 @@ def parse_moment(value: str) -> datetime:
         message = f"{value!r} is in the past"
         raise typer.BadParameter(message)
     return moment
+
+
+def parse_window_text(value: str) -> str:
+    """Return a window such as ``22:00-05:00`` or ``22:00-05:00 Europe/Oslo``, checked, as it is written."""
+    from imgcache.config.windows import parse_window  # noqa: PLC0415 - only for who gives one
+
+    try:
+        parse_window(value)
+    except ValueError as exc:
+        message = f"{value!r} {exc}"
+        raise typer.BadParameter(message) from exc
+    return value
+
+
+def parse_deadline(value: str) -> datetime:
+    """Return the moment of ``6h`` from now, of the next ``05:00`` here, or of ``2027-01-31T05:00+01:00``."""
+    from imgcache.config.windows import next_time  # noqa: PLC0415 - only for who gives one
+
+    now = datetime.now(UTC)
+    moment = next_time(value, now)
+    if moment is not None:
+        return moment
+    if _AGE.fullmatch(value.strip().lower()):
+        return now + timedelta(seconds=parse_duration(value))
+    try:
+        moment = datetime.fromisoformat(value.strip()).astimezone(UTC)
+    except (ValueError, OverflowError) as exc:
+        message = f"{value!r} is no deadline; write 6h, 05:00, or 2027-01-31T05:00+01:00"
+        raise typer.BadParameter(message) from exc
+    if moment <= now:
+        message = f"{value!r} is in the past"
+        raise typer.BadParameter(message)
+    return moment
+
+
+def parse_hosts(value: str) -> Amount:
+    """Return a number of hosts, or a share such as ``10%``; above 0."""
+    amount = _amount(value, "hosts")
+    if amount.count == 0 or (amount.share is not None and not 0 < amount.share <= 1):
+        message = f"{value!r}: write a number of hosts above 0, or a share such as 10%"
+        raise typer.BadParameter(message)
+    return amount
+
+
+def parse_failures(value: str) -> Amount:
+    """Return a number of hosts, or a share such as ``5%``; 0 is fine: the first failure is one too many."""
+    amount = _amount(value, "hosts")
+    if amount.share is not None and amount.share > 1:
+        message = f"{value!r} is more than all hosts"
+        raise typer.BadParameter(message)
+    return amount

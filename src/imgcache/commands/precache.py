@@ -8,31 +8,41 @@ from imgcache.commands._options import (
     Concurrency,
     DryRun,
     Exclude,
-    FetchRateLimit,
-    FleetSource,
-    FleetSourceOption,
     Hosts,
-    ImageNames,
     KeepFor,
     LogFile,
     NoWait,
     OutputFormat,
     Quiet,
     Retries,
-    Seeds,
     ShownColumns,
     Timeout,
     Verbose,
 )
 from imgcache.commands._output import begin_output, invocation_of
-from imgcache.errors import ExitCode
+from imgcache.commands._when import (
+    Canary,
+    Deadline,
+    FetchRateLimit,
+    FleetSource,
+    FleetSourceOption,
+    ImageNamesOrEarlier,
+    LimitFailed,
+    MaxFailures,
+    MinCoverage,
+    Partial,
+    Seeds,
+    WaveOption,
+    WindowOption,
+)
+from imgcache.errors import ExitCode, UsageError
 from imgcache.ui.formats import Format
 from imgcache.ui.report import OUTCOME_COLUMNS, report_listing
 
 
 def precache(  # noqa: PLR0917 - options are parameters in Typer
     ctx: typer.Context,
-    images: ImageNames,
+    images: ImageNamesOrEarlier = None,
     aggregate: Aggregates = None,
     host: Hosts = None,
     exclude: Exclude = None,
@@ -43,8 +53,16 @@ def precache(  # noqa: PLR0917 - options are parameters in Typer
     source: FleetSourceOption = FleetSource.AUTO,
     seeds: Seeds = 1,
     rate_limit: FetchRateLimit = None,
-    keep_for: KeepFor = None,
+    window: WindowOption = None,
     no_wait: NoWait = False,
+    deadline: Deadline = None,
+    partial: Partial = False,
+    canary: Canary = 0,
+    wave: WaveOption = None,
+    max_failures: MaxFailures = None,
+    min_coverage: MinCoverage = None,
+    limit_failed: LimitFailed = None,
+    keep_for: KeepFor = None,
     dry_run: DryRun = False,
     form: OutputFormat = Format.TABLE,
     column: ShownColumns = None,
@@ -64,6 +82,8 @@ def precache(  # noqa: PLR0917 - options are parameters in Typer
       imgcache precache --aggregate edge-1 debian-12 rescue
       imgcache precache --all --keep-for 72h debian-12
       imgcache precache --host edge1-[01-05] --dry-run debian-12
+      imgcache precache --all --window 22:00-05:00 --canary 2 --wave 10% --max-failures 5% debian-12
+      imgcache precache --limit-failed run.json
     """  # noqa: D301 - \b is how a paragraph keeps its lines
     output = begin_output(
         ctx,
@@ -74,10 +94,17 @@ def precache(  # noqa: PLR0917 - options are parameters in Typer
         quiet=quiet,
         log_file=log_file,
     )
+    if not images and limit_failed is None:
+        message = "no images given"
+        raise UsageError(
+            message, hint="name them, by UUID or by name: imgcache precache --all debian-12"
+        )
     from imgcache.config.load import load_inventory  # noqa: PLC0415 - `--help` loads none of it
     from imgcache.images.open import open_image_service  # noqa: PLC0415
     from imgcache.images.options import CloudOptions  # noqa: PLC0415
+    from imgcache.operations.earlier import read_failed  # noqa: PLC0415
     from imgcache.operations.precache import PrecacheRequest, run_precache  # noqa: PLC0415
+    from imgcache.operations.rollout import Waves  # noqa: PLC0415
     from imgcache.operations.selection import Selection  # noqa: PLC0415
 
     selection = Selection(
@@ -85,7 +112,7 @@ def precache(  # noqa: PLR0917 - options are parameters in Typer
     )
     request = PrecacheRequest(
         selection=selection,
-        names=tuple(images),
+        names=tuple(images or ()),
         concurrency=concurrency,
         retries=retries,
         timeout_s=timeout,
@@ -94,7 +121,13 @@ def precache(  # noqa: PLR0917 - options are parameters in Typer
         rate_limit=rate_limit,
         dry_run=dry_run,
         keep_for_s=keep_for,
+        window=window,
         wait=not no_wait,
+        deadline=deadline,
+        partial=partial,
+        waves=Waves(canary, wave, max_failures),
+        min_coverage=min_coverage,
+        only=read_failed(limit_failed) if limit_failed else None,
     )
     called = invocation_of(ctx)
     inventory = load_inventory(called.inventory)

@@ -166,6 +166,12 @@ class Engine:
         """See ``HostContext``."""
         return self._rollout.must_stop(host)
 
+    def all_reported(self, run: HostRun) -> None:
+        """Note that a host has its outcomes, though it may still serve others; told once or more."""
+        if not run.told:
+            run.told = True
+            self._rollout.ended(run.host, failed=run.has_failed(), reached=run.was_there())
+
     def slow(self, host: Host) -> None:
         """Note that a host takes long to answer."""
         self._rollout.slow(host)
@@ -199,7 +205,7 @@ class Engine:
         finally:
             self.places.end()
             failed = run.has_failed()
-            self._rollout.ended(run.host, failed=failed, reached=run.was_there())
+            self.all_reported(run)
             self.sink.emit(HostEnded(run.host.name, failed=failed))
 
     async def _repeat(self, run: HostRun, work: HostWork) -> None:

@@ -12,15 +12,24 @@ from typing import TYPE_CHECKING, TypeVar
 
 from imgcache.drivers.capabilities import require
 from imgcache.drivers.registry import DRIVERS
-from imgcache.events import HostEnded, HostStarted, Notice, RunEnded, RunStarted
+from imgcache.events import (
+    HostEnded,
+    HostStarted,
+    ItemEnded,
+    Notice,
+    NullSink,
+    RunEnded,
+    RunStarted,
+)
 from imgcache.operations.engine import Engine, Limits
 from imgcache.operations.interrupt import interrupt_on_signals
-from imgcache.operations.parallelism import fit_concurrency
+from imgcache.operations.parallelism import fit_concurrency, fit_lenders
+from imgcache.operations.places import MOST_LENDERS
 from imgcache.operations.sources import NoSources
 from imgcache.transport.dispatch import open_transport
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
     from imgcache.drivers.base import Driver, Sources
     from imgcache.events import Event, EventSink
@@ -29,6 +38,7 @@ if TYPE_CHECKING:
     from imgcache.operations.engine import HostWork
     from imgcache.operations.host_run import HostRun
     from imgcache.operations.interrupt import Interrupt
+    from imgcache.operations.rollout import Rollout
     from imgcache.operations.selection import Selection
     from imgcache.plan import HostFailure, Outcome
     from imgcache.transport.base import Transport
@@ -86,6 +96,11 @@ class Fleet:
         """The number of the signal that ended the run early, if one did."""
         return self._interrupt.signal_number
 
+    @property
+    def drivers(self) -> dict[str, str]:
+        """Host name -> its driver's name, of all hosts of the run."""
+        return {host.name: host.settings.driver for host in self.hosts}
+
     async def each(
         self, hosts: Sequence[Host], work: Callable[[HostRun, Driver], Awaitable[T]]
     ) -> dict[str, T]:
@@ -105,24 +120,53 @@ class Fleet:
         return {host.name: found[host.name] for host in hosts if host.name in found}
 
     async def run(
-        self, hosts: Sequence[Host], images: Sequence[Image], work: HostWork, sources: Sources
+        self,
+        hosts: Sequence[Host],
+        images: Sequence[Image],
+        work: HostWork,
+        sources: Sources,
+        *,
+        rollout: Rollout | None = None,
+        images_of: Callable[[Host], Sequence[Image]] | None = None,
     ) -> list[Outcome]:
         """Pass over these hosts once; see ``Engine.run``."""
         self._passes += 1
-        engine = Engine(
+        sink = self.sink if self._passes == 1 else _LaterPass(self.sink)
+        engine = self._engine(sources, sink, dry_run=self.dry_run)
+        outcomes = await engine.run(hosts, images, work, rollout=rollout, images_of=images_of)
+        self.failures.update(engine.failures)
+        return outcomes
+
+    async def look(
+        self,
+        hosts: Sequence[Host],
+        work: HostWork,
+        sources: Sources,
+        images_of: Callable[[Host], Sequence[Image]],
+    ) -> list[Outcome]:
+        """Pass over these hosts in a dry run that nobody is told of; it comes before the others."""
+        engine = self._engine(sources, NullSink(), dry_run=True)
+        return await engine.run(hosts, (), work, images_of=images_of)
+
+    def report_dead(self, dead: Mapping[str, Sequence[Outcome]]) -> None:
+        """Tell displays of hosts, by name, that have ended before any pass that they are told of."""
+        for name, outcomes in dead.items():
+            for outcome in outcomes:
+                self.sink.emit(ItemEnded(outcome))
+            self.sink.emit(HostEnded(name, failed=True))
+
+    def _engine(self, sources: Sources, sink: EventSink, *, dry_run: bool) -> Engine:
+        return Engine(
             run_id=self.run_id,
             transport=self._transport,
             sources=sources,
             limits=self.limits,
-            sink=self.sink if self._passes == 1 else _LaterPass(self.sink),
+            sink=sink,
             interrupt=self._interrupt,
-            dry_run=self.dry_run,
+            dry_run=dry_run,
             wait=self._wait,
             service=self._service,
         )
-        outcomes = await engine.run(hosts, images, work)
-        self.failures.update(engine.failures)
-        return outcomes
 
 
 class _LaterPass:
@@ -162,7 +206,8 @@ async def open_fleet(
         sink.emit(Notice(notice))
     # Image services block; each host at work may wait for one.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(concurrency + 4))
-    limits = Limits(concurrency, request.retries, request.timeout_s)
+    lenders = fit_lenders(concurrency, min(MOST_LENDERS, len(hosts) - concurrency))
+    limits = Limits(concurrency, request.retries, request.timeout_s, lenders)
     with interrupt_on_signals() as interrupt:
         async with open_transport() as transport:
             fleet = Fleet(

@@ -69,6 +69,8 @@ class HostRun:
         self.has_place = False
         #: Whether it has ever had a place.
         self.begun = False
+        #: Whether the rollout knows that all is reported.
+        self.told = False
         #: Whether the host has ever answered.
         self.reached = False
         #: Whether the helper was to be started; when that fails, there is an error besides.
@@ -189,6 +191,8 @@ class HostRun:
         )
         self._reported[image.id] = result
         self._engine.sink.emit(ItemEnded(result))
+        if self.begun and len(self._reported) == len(self._images):
+            self._engine.all_reported(self)
 
     def progress(self, image: Image, phase: str, done_bytes: int, total_bytes: int) -> None:
         """See ``HostContext``."""

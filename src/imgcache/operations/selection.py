@@ -77,6 +77,18 @@ def _check_drivers(inventory: Inventory) -> None:
     )
 
 
+def check_known(unknown: Collection[str]) -> None:
+    """Refuse hosts of an earlier run that are not in the inventory any more.
+
+    Raises:
+        UsageError: there are some.
+    """
+    if unknown:
+        problems = _Problems()
+        problems.note_unknown("host", sorted(unknown), ())
+        problems.raise_any()
+
+
 def _by_name(inventory: Inventory, selection: Selection) -> dict[str, Host]:
     """Return host name -> host in the inventory's order, as the member of a selected aggregate."""
     known: dict[str, Host] = {}

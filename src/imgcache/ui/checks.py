@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from imgcache.plan import CheckReport
 
 CHECK_COLUMNS = Columns(
-    known=("host", "aggregate", "cell", "check", "state", "detail"),
+    known=("host", "aggregate", "cell", "check", "state", "detail", "driver"),
     shown=("host", "check", "state", "detail"),
     detailed=("host", "check", "state", "detail"),
     folded="host",
@@ -32,6 +32,7 @@ def check_listing(report: CheckReport) -> Listing:
             "check": check.check,
             "state": check.state.value,
             "detail": check.detail,
+            "driver": report.drivers.get(check.host, ""),
         }
         for check in report.checks
     ]

@@ -12,7 +12,7 @@ from imgcache.ui.report import time_text
 from imgcache.ui.units import age_text, size_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from datetime import datetime
 
     from imgcache.model import CacheEntry
@@ -43,6 +43,7 @@ ENTRY_COLUMNS = Columns(
         "cached_at",
         "verified_at",
         "source",
+        "driver",
     ),
     shown=(
         "host",
@@ -78,13 +79,13 @@ ENTRY_COLUMNS = Columns(
     stand_ins={"image_name": ("image_id", "entry")},
 )
 MISSING_COLUMNS = Columns(
-    known=("host", "aggregate", "cell", "image_id", "image_name"),
+    known=("host", "aggregate", "cell", "image_id", "image_name", "driver"),
     shown=("host", "image_id", "image_name"),
     detailed=("host", "aggregate", "cell", "image_id", "image_name"),
     folded="host",
 )
 FAILURE_COLUMNS = Columns(
-    known=("host", "aggregate", "cell", "outcome", "code", "reason"),
+    known=("host", "aggregate", "cell", "outcome", "code", "reason", "driver"),
     shown=("host", "outcome", "code", "reason"),
     detailed=("host", "outcome", "code", "reason"),
     folded="host",
@@ -94,9 +95,12 @@ FAILURE_COLUMNS = Columns(
 def entry_listing(report: ListReport, *, missing_only: bool = False) -> Listing:
     """Return the report for ``ui.formats.render``; with ``missing_only`` its rows are what hosts lack."""
     # A stable sort: within an image, hosts stay in the order selected.
-    entries = [_entry_row(listed) for listed in sorted(report.entries, key=_place)]
-    missing = [_missing_row(one) for one in report.missing]
-    failures = failure_listing(report.failures)
+    entries = [
+        _entry_row(listed, report.drivers.get(listed.host, ""))
+        for listed in sorted(report.entries, key=_place)
+    ]
+    missing = [_missing_row(one, report.drivers.get(one.host, "")) for one in report.missing]
+    failures = failure_listing(report.failures, report.drivers)
     document = {
         "run_id": report.run_id,
         "command": report.command,
@@ -113,7 +117,7 @@ def entry_listing(report: ListReport, *, missing_only: bool = False) -> Listing:
     return Listing(document, "entries", entries, ENTRY_COLUMNS, (failures,))
 
 
-def failure_listing(failures: Iterable[HostFailure]) -> Listing:
+def failure_listing(failures: Iterable[HostFailure], drivers: Mapping[str, str]) -> Listing:
     """Return the hosts that there is nothing to say about, to be shown below a table."""
     rows: list[Row] = [
         {
@@ -123,6 +127,7 @@ def failure_listing(failures: Iterable[HostFailure]) -> Listing:
             "outcome": failure.outcome.value,
             "code": failure.code.value,
             "reason": failure.reason,
+            "driver": drivers.get(failure.host, ""),
         }
         for failure in failures
     ]
@@ -135,7 +140,7 @@ def _place(listed: ListedEntry) -> tuple[bool, str, str, str]:
     return name is None, name or "", entry.kind.value, entry.name
 
 
-def _entry_row(listed: ListedEntry) -> dict[str, Cell]:
+def _entry_row(listed: ListedEntry, driver: str) -> dict[str, Cell]:
     entry, manifest = listed.entry, listed.entry.manifest
     return {
         "host": listed.host,
@@ -160,16 +165,18 @@ def _entry_row(listed: ListedEntry) -> dict[str, Cell]:
         "cached_at": _moment_text(manifest.cached_at) if manifest else None,
         "verified_at": _moment_text(manifest.verified_at) if manifest else None,
         "source": manifest.source if manifest else None,
+        "driver": driver,
     }
 
 
-def _missing_row(one: MissingImage) -> dict[str, Cell]:
+def _missing_row(one: MissingImage, driver: str) -> dict[str, Cell]:
     return {
         "host": one.host,
         "aggregate": one.aggregate,
         "cell": one.cell,
         "image_id": one.image_id,
         "image_name": one.image_name,
+        "driver": driver,
     }
 
 

@@ -174,7 +174,7 @@ def _cell_text(cell: Cell, limit: int = 1000) -> str:
 
 def _table(listing: Listing, wanted: Sequence[str], *, detailed: bool) -> str:
     known = listing.columns
-    columns = wanted or (known.detailed if detailed else known.shown)
+    columns = wanted or _with_driver(known.detailed if detailed else known.shown, listing)
     cells = [tuple(_table_cell(row, name, known) for name in columns) for row in listing.rows]
     if not wanted:
         columns, cells = _without_empty(columns, cells, known.units)
@@ -186,6 +186,16 @@ def _table(listing: Listing, wanted: Sequence[str], *, detailed: bool) -> str:
     if not wanted:
         parts += [_table(part, (), detailed=detailed) for part in listing.below]
     return "\n".join(part for part in parts if part)
+
+
+def _with_driver(columns: Sequence[str], listing: Listing) -> Sequence[str]:
+    """Show also the hosts' drivers where there are several."""
+    if "driver" not in listing.columns.known or "host" not in columns:
+        return columns
+    if len({row["driver"] for row in listing.rows}) < 2:
+        return columns
+    at = columns.index("host") + 1
+    return (*columns[:at], "driver", *columns[at:])
 
 
 def _without_empty(

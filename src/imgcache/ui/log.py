@@ -18,8 +18,10 @@ from imgcache.events import (
     ItemEnded,
     ItemRetry,
     Notice,
+    Planned,
     RunEnded,
     RunStarted,
+    Waiting,
 )
 from imgcache.plan import FAILED_ENTRY_WORDS, FAILED_WORDS
 from imgcache.text import printable
@@ -29,6 +31,7 @@ from imgcache.ui.messages import (
     notice_text,
     outcome_line,
     retry_line,
+    site_line,
 )
 from imgcache.ui.redact import redact
 
@@ -161,6 +164,10 @@ def _entry(event: Event) -> tuple[int, str | None, str]:
         case Notice():
             level = logging.INFO if event.level == "info" else logging.WARNING
             text = notice_text(event)
+        case Planned():
+            text = " | ".join(site_line(one) for one in event.sites)
+        case Waiting():
+            text = f"waits: {event.what}" if event.what else ""
         case RunEnded():
             text = "interrupted" if event.interrupted else "ended"
         case _:

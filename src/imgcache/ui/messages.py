@@ -16,6 +16,7 @@ from imgcache.events import (
     ItemEnded,
     ItemRetry,
     Notice,
+    Planned,
     RunEnded,
 )
 from imgcache.plan import FAILED_ENTRY_WORDS, FAILED_WORDS, EntryWord, OutcomeWord
@@ -23,6 +24,7 @@ from imgcache.text import printable
 from imgcache.ui.units import duration_text, size_text
 
 if TYPE_CHECKING:
+    from imgcache.distribution import SitePlan
     from imgcache.events import Event
     from imgcache.plan import EntryOutcome, HostFailure, Outcome
     from imgcache.ui.tally import Tally
@@ -66,6 +68,8 @@ class Messages:
                 return self._step(event)
 
     def _step(self, event: Event) -> list[str]:
+        if isinstance(event, Planned):
+            return [site_line(one) for one in event.sites]
         line = None
         match event:
             case ItemRetry() if self._verbosity >= 1:
@@ -133,6 +137,33 @@ def notice_text(notice: Notice) -> str:
     return f"{level}{printable(notice.message, _REASON_LIMIT)}{hint}"
 
 
+def site_line(plan: SitePlan) -> str:
+    """Return what is before the run at one site, in one line."""
+    name = f"site {printable(plan.site)}" if plan.site else "hosts without a site"
+    counts = [
+        f"{count} {word}"
+        for count, word in (
+            (plan.warm, "have all"),
+            (plan.cold, "lack images"),
+            (plan.no_room, "lack the room"),
+            (plan.not_reached, "not reached"),
+            (plan.other, "in other trouble, or unsupported"),
+        )
+        if count
+    ]
+    parts = [f"{name}: {plan.hosts} hosts: {', '.join(counts)}"]
+    moved = f"{size_text(plan.bytes_outside)} from outside"
+    if plan.bytes_outside and plan.expected_s is not None and plan.bytes_per_s:
+        time, rate = duration_text(plan.expected_s), size_text(plan.bytes_per_s)
+        moved += f", about {time} at {rate}/s"
+    parts.append(moved)
+    if plan.available_s is not None:
+        opens = " once its window opens" if plan.opens_at else ""
+        late = "" if plan.fits is not False else ": too little"
+        parts.append(f"{duration_text(plan.available_s)} to do it{opens}{late}")
+    return "; ".join(parts)
+
+
 def retry_line(event: ItemRetry) -> str:
     """Return one line about a repetition."""
     return (
@@ -193,6 +224,8 @@ def status_line(tally: Tally) -> str:
         parts.append(
             f"{size_text(tally.done_bytes)} of {size_text(tally.expected_bytes)}, {size_text(rate)}/s"
         )
+    if tally.waiting:
+        parts.append(printable(tally.waiting))
     left = tally.eta_s()
     if left is not None:
         # Tenths of seconds would promise too much.

@@ -37,6 +37,7 @@ ENTRY_OUTCOME_COLUMNS = Columns(
         "reason",
         "bytes",
         "bytes_freed",
+        "driver",
     ),
     shown=("host", "image_name", "kind", "bytes", "outcome", "code", "reason"),
     detailed=(
@@ -91,7 +92,7 @@ def outcome_listing(report: EntryReport) -> Listing:
         report.outcomes,
         key=lambda one: (_ORDER.index(one.outcome), one.image_name or "", one.entry),
     )
-    rows = [_row(outcome) for outcome in outcomes]
+    rows = [_row(outcome, report.drivers.get(outcome.host, "")) for outcome in outcomes]
     document = {
         "run_id": report.run_id,
         "command": report.command,
@@ -106,7 +107,7 @@ def outcome_listing(report: EntryReport) -> Listing:
     return Listing(document, "outcomes", rows, ENTRY_OUTCOME_COLUMNS, (sums,))
 
 
-def _row(outcome: EntryOutcome) -> dict[str, Cell]:
+def _row(outcome: EntryOutcome, driver: str) -> dict[str, Cell]:
     return {
         "host": outcome.host,
         "aggregate": outcome.aggregate,
@@ -120,6 +121,7 @@ def _row(outcome: EntryOutcome) -> dict[str, Cell]:
         "reason": outcome.reason,
         "bytes": outcome.bytes,
         "bytes_freed": outcome.bytes_freed,
+        "driver": driver,
     }
 
 

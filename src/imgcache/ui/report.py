@@ -12,8 +12,9 @@ from imgcache.ui.units import duration_text, size_text
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from imgcache.distribution import PrecacheReport, SitePlan
     from imgcache.model import Image
-    from imgcache.plan import Outcome, Report
+    from imgcache.plan import Outcome
     from imgcache.ui.formats import Cell
 
 OUTCOME_COLUMNS = Columns(
@@ -61,7 +62,7 @@ _ORDER = tuple(
 )
 
 
-def report_listing(report: Report) -> Listing:
+def report_listing(report: PrecacheReport) -> Listing:
     """Return the report for ``ui.formats.render``."""
     place = {image.id: index for index, image in enumerate(report.images)}
     outcomes = sorted(
@@ -77,6 +78,8 @@ def report_listing(report: Report) -> Listing:
         "images": [_image(image) for image in report.images],
         "outcomes": rows,
         "totals": report.totals(),
+        "coverage": round(report.coverage, 6),
+        "plan": None if report.plan is None else [_site_plan(one) for one in report.plan],
     }
     return Listing(document, "outcomes", rows, OUTCOME_COLUMNS)
 
@@ -104,6 +107,26 @@ def _image(image: Image) -> dict[str, object]:
         "size_bytes": image.size_bytes,
         "disk_format": image.disk_format,
         "digest": {"algo": image.digest.algo, "value": image.digest.value},
+    }
+
+
+def _site_plan(plan: SitePlan) -> dict[str, object]:
+    return {
+        "site": plan.site,
+        "hosts": plan.hosts,
+        "warm": plan.warm,
+        "cold": plan.cold,
+        "no_room": plan.no_room,
+        "not_reached": plan.not_reached,
+        "other": plan.other,
+        "bytes_outside": plan.bytes_outside,
+        "bytes_per_s": plan.bytes_per_s,
+        "expected_s": None if plan.expected_s is None else round(plan.expected_s, 3),
+        "window": plan.window,
+        "opens_at": time_text(plan.opens_at) if plan.opens_at else None,
+        "ends_at": time_text(plan.ends_at) if plan.ends_at else None,
+        "available_s": None if plan.available_s is None else round(plan.available_s, 3),
+        "fits": plan.fits,
     }
 
 

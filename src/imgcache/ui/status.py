@@ -60,6 +60,7 @@ STATUS_COLUMNS = Columns(
         "reserves_cache",
         "cache_reserve_mb",
         "evidence_problems",
+        "driver",
     ),
     shown=(
         "host",
@@ -127,11 +128,15 @@ def status_listing(report: StatusReport) -> Listing:
     """Return the report for ``ui.formats.render``; a table has the totals and failures below."""
     over = {status.host for status in report.over_threshold()}
     rows = [
-        _status_row(status, None if report.max_used is None else status.host in over)
+        _status_row(
+            status,
+            None if report.max_used is None else status.host in over,
+            report.drivers.get(status.host, ""),
+        )
         for status in report.hosts
     ]
     totals = [_total_row(total) for total in report.totals]
-    failures = failure_listing(report.failures)
+    failures = failure_listing(report.failures, report.drivers)
     document = {
         "run_id": report.run_id,
         "command": report.command,
@@ -146,7 +151,7 @@ def status_listing(report: StatusReport) -> Listing:
     return Listing(document, "hosts", rows, STATUS_COLUMNS, below)
 
 
-def _status_row(status: HostStatus, over: bool | None) -> dict[str, Cell]:
+def _status_row(status: HostStatus, over: bool | None, driver: str) -> dict[str, Cell]:
     return {
         "host": status.host,
         "aggregate": status.aggregate,
@@ -171,6 +176,7 @@ def _status_row(status: HostStatus, over: bool | None) -> dict[str, Cell]:
         "reserves_cache": status.reserves_cache,
         "cache_reserve_mb": status.cache_reserve_mb,
         "evidence_problems": "; ".join(status.evidence_problems) or None,
+        "driver": driver,
     }
 
 

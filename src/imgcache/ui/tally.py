@@ -15,6 +15,7 @@ from imgcache.events import (
     ItemProgress,
     ItemRetry,
     RunStarted,
+    Waiting,
 )
 from imgcache.plan import EntryWord
 
@@ -63,6 +64,8 @@ class Tally:
         self.freed_bytes = 0
         self.freeable_bytes = 0
         """What a dry run would have freed."""
+        self.waiting: str | None = None
+        """What is waited for before other hosts begin."""
         self.words: Counter[str] = Counter()
         """Outcome word -> items that ended so."""
         self.active: dict[str, Activity] = {}
@@ -87,6 +90,8 @@ class Tally:
                 self.active.pop(event.host, None)
                 self.hosts_done += 1
                 self.hosts_failed += event.failed
+            case Waiting():
+                self.waiting = event.what
             case _:
                 pass
 
