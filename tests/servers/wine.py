@@ -27,12 +27,12 @@ _SHELL = Path(__file__).with_name("winshell.py")
 #: Where Cloudbase's installer puts Nova's Python, and where another one is.
 INSTALLED = "C:\\Program Files\\Cloudbase Solutions\\OpenStack\\Nova\\Python\\python.exe"
 OTHER = "C:\\Python38\\python.exe"
-_WINE = next((path for path in (shutil.which("wine64"), "/usr/lib/wine/wine64") if path), "")
+WINE = next((path for path in (shutil.which("wine64"), "/usr/lib/wine/wine64") if path), "")
 
 
 def missing() -> str | None:
     """Return what is missing here to run Windows programs, or None."""
-    if not Path(_WINE).exists():
+    if not Path(WINE).exists():
         return "wine is not installed (wine64)"
     absent = [path.name for path in (NEWER, OLDER) if not (path / "python.exe").exists()]
     return f"build/windows lacks {', '.join(absent)}" if absent else None
@@ -73,7 +73,7 @@ class Wine:
     def start(self, *command: str, **environ: str) -> subprocess.Popen[bytes]:
         """Start a Windows program; all its streams are pipes, else Windows Python does not start."""
         return subprocess.Popen(
-            [_WINE, *command],
+            [WINE, *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -90,7 +90,7 @@ class Wine:
         """Return what an SSH server starts with a command for cmd, as the last word."""
         # As an argument wine would quote it anew.
         passed = [f"{name}={shlex.quote(self.environ[name])}" for name in _PASSED]
-        words = [_WINE, python, "-I", windows_path(_SHELL)]
+        words = [WINE, python, "-I", windows_path(_SHELL)]
         script = f'{" ".join(passed)} IMGCACHE_COMMAND="$1" exec {shlex.join(words)}'
         return ("/bin/sh", "-c", script, "sh")
 
@@ -107,7 +107,7 @@ class Wine:
 
     def _run(self, *command: str) -> None:
         subprocess.run(
-            [_WINE, *command],
+            [WINE, *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -40,14 +40,14 @@ class Remove:
     def run(self):
         """Remove what may be removed: both of Nova's locks, then one look for users, then each item."""
         locks, locked = [], []
-        deadline = time.monotonic() + winstore.LOCK_WAIT_S
+        deadline = time.monotonic() + self.order.get("lock_wait_s", winstore.LOCK_WAIT_S)
         try:
             for item in self.order["items"]:
                 self.work.check()
                 if self.attempt(item, lambda one: self.lock(one, locks, deadline)):
                     locked.append(item)
             scan = hyperv_use.Scan(self.store, self.work.tell).run() if locked else None
-            patience = time.monotonic() + winstore.SHARING_S
+            patience = time.monotonic() + self.order.get("sharing_s", winstore.SHARING_S)
             for item in locked:
                 self.work.check()
                 if self.attempt(item, lambda one: self.remove(one, scan, patience)):

@@ -376,7 +376,8 @@ def _take_lock(path, wait_s, check):
                 held, fd = fd, None
                 return held
             except OSError as error:
-                if error.errno not in (errno.EACCES, errno.EDEADLK):
+                # With other threads about, the C library's word may be lost before Python reads it.
+                if error.errno not in (errno.EACCES, errno.EDEADLK, 0):
                     raise os_failure(error, "cannot lock " + path) from error
             if time.monotonic() >= deadline:
                 return None
