@@ -153,12 +153,14 @@ class Controller:
         }  # fmt: skip
         return self.order("open", settings=given)
 
-    def fetch(self, image: Frame, source: Frame, **limits: Any) -> int:
-        """Send ``fetch``; the code it needs goes first."""
+    def fetch(
+        self, image: Frame, source: Frame, *, more: Frame | None = None, **limits: Any
+    ) -> int:
+        """Send ``fetch``, with ``more`` fields; the code it needs goes first."""
         self.load(*FETCH)
         return self.order(
             "fetch", base=base_name(image["id"]), image=image, source=source,
-            limits={**LIMITS, **limits}, tool="imgcache test", run="run-1",
+            limits={**LIMITS, **limits}, tool="imgcache test", run="run-1", **(more or {}),
         )  # fmt: skip
 
     def push(self, number: int, data: bytes, block: int = 256 << 10) -> None:
@@ -278,6 +280,11 @@ def from_service(
 ) -> Frame:
     """Return a ``fetch`` order's source for a download."""
     return {"kind": "service", "url": url, "token": token, "ca_pem": ca_pem, "insecure": insecure}
+
+
+def from_peer(url: str, ca_pem: str | None = None) -> Frame:
+    """Return a ``fetch`` order's source for another host of the site."""
+    return {"kind": "relay", "url": url, "token": "n0nce.hmac", "ca_pem": ca_pem, "insecure": False}
 
 
 def let_others_reach(path: Path) -> None:

@@ -3,6 +3,7 @@
    FAULT=name:n:errno       fail with this error number, once
    FAULT=name:n:KILL        die by SIGKILL instead of the call; name:n:KILLAFTER: right after it
    FAULT=name:n:VANISH      FAULT_PATH is removed just before the call
+   FAULT_EVER=1             also every later call
    FAULT_APPEARS=path       this file appears when the call fails
    FAULT_LOG=path           append one line per call
 
@@ -50,6 +51,8 @@ static int strikes(const char *name, const char *what) {
     note(name, what);
     if (strcmp(name, fault_name) || !countdown || --countdown)
         return 0;
+    if (getenv("FAULT_EVER"))
+        countdown = 1;
     if (!strcmp(fault_kind, "KILLAFTER"))
         return 1;
     if (!strcmp(fault_kind, "VANISH")) {

@@ -11,29 +11,19 @@ import shutil
 import signal
 import subprocess
 import time
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from helper.controller import PUSH, Controller, Frame, base_name, image_of
 from helper.life.tree import LIFE
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 DATA = os.urandom(300_000)
 IMAGE = image_of(DATA)
 BASE = base_name(IMAGE["id"])
-
-
-@pytest.fixture(scope="session")
-def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build ``faults.c``."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if not compiler:
-        pytest.skip("no C compiler")
-    library = tmp_path_factory.mktemp("shim") / "faults.so"
-    source = Path(__file__).parent / "faults.c"
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
-    return library
 
 
 def attempt(
