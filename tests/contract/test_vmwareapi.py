@@ -25,12 +25,28 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.vcenter
 
 
+class WholeBlocks(dict[str, bytes]):
+    """Contents of disks: what the suite makes has round sizes, and zeros follow it up to a whole KiB."""
+
+    def __setitem__(self, key: str, data: bytes) -> None:
+        round_size = len(data) % 1000 == 0
+        super().__setitem__(key, whole(data) if round_size else data)
+
+
+def whole(data: bytes) -> bytes:
+    return data.ljust(max(1, -(-len(data) // 1024)) * 1024, b"\0")
+
+
 class DiskStock(Stock):
     """Images as vSphere takes them: the plain content of preallocated disks."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.data = WholeBlocks()
+
     def add(self, data: bytes, **changes: Any) -> Image:
-        """Add an image of these bytes, and zeros where they are fewer than any disk has."""
-        return super().add(data.ljust(1024, b"\0"), **{"disk_format": "vmdk", **changes})
+        """Add an image of these bytes, and zeros up to a whole KiB."""
+        return super().add(whole(data), **{"disk_format": "vmdk", **changes})
 
 
 def vmware_bench(vcenter: VCenter, tmp_path: Path) -> Bench:

@@ -80,9 +80,9 @@ class Fetch(Making):
         """Return the result, or fail when a datastore has gone without."""
         names = ", ".join(store.name for store in done)
         if self.problems:
-            store, failure = self.problems[0]
-            said = "; on the others it is: %s" % names if done else ""
-            raise Failure(failure.code, "datastore %s: %s%s" % (store.name, failure.message, said))
+            failure = self.problems[0]
+            said = "; it is on the others: %s" % names if done else ""
+            raise Failure(failure.code, failure.message + said)
         return {
             "state": "cached" if done else "existing",
             "bytes_fetched": self.received,

@@ -57,8 +57,13 @@ class Plan:
         if self.format == "iso":
             return ISO
         if self.disk_type in _FLAT_TYPES:
-            if self.size < 1024:
-                raise Failure("format", "the image is smaller than any disk")
+            if not self.size or self.size % 1024:
+                # stricter: Nova asks for a disk of a fraction of a KiB, which then lacks its end
+                raise Failure(
+                    "format",
+                    "the image has %d bytes; as a disk's plain content they must be whole KiB"
+                    % self.size,
+                )
             return FLAT
         if self.disk_type in (SPARSE, STREAM):
             return self.disk_type
