@@ -65,7 +65,7 @@ def test_the_manual_page_is_good_roff() -> None:
         env={**os.environ, "MANPAGER": "cat"},
     )
     assert done.stderr == ""
-    assert "imgcache precache [options] IMG..." in re.sub(".\x08", "", done.stdout)
+    assert "imgcache precache [options] [IMG...]" in re.sub(".\x08", "", done.stdout)
 
 
 def test_module_and_command_are_the_same() -> None:

@@ -1,7 +1,10 @@
 """``imgcache precache``: the main job."""
 
+from typing import TYPE_CHECKING
+
 import typer
 
+from imgcache.commands._fleet import run_on_hosts, selection_of
 from imgcache.commands._options import (
     Aggregates,
     AllHosts,
@@ -19,7 +22,7 @@ from imgcache.commands._options import (
     Timeout,
     Verbose,
 )
-from imgcache.commands._output import begin_output, invocation_of
+from imgcache.commands._output import begin_output
 from imgcache.commands._when import (
     Canary,
     Deadline,
@@ -38,6 +41,13 @@ from imgcache.commands._when import (
 from imgcache.errors import ExitCode, UsageError
 from imgcache.ui.formats import Format
 from imgcache.ui.report import OUTCOME_COLUMNS, report_listing
+
+if TYPE_CHECKING:
+    from imgcache.distribution import PrecacheReport
+    from imgcache.events import EventSink
+    from imgcache.images.base import ImageService
+    from imgcache.model import Inventory
+    from imgcache.operations.precache import PrecacheRequest
 
 
 def precache(  # noqa: PLR0917 - options are parameters in Typer
@@ -95,23 +105,16 @@ def precache(  # noqa: PLR0917 - options are parameters in Typer
         log_file=log_file,
     )
     if not images and limit_failed is None:
-        message = "no images given"
+        message = "Missing argument 'IMG'"
         raise UsageError(
-            message, hint="name them, by UUID or by name: imgcache precache --all debian-12"
+            message, hint="name images, by UUID or by name; see 'imgcache precache --help'"
         )
-    from imgcache.config.load import load_inventory  # noqa: PLC0415 - `--help` loads none of it
-    from imgcache.images.open import open_image_service  # noqa: PLC0415
-    from imgcache.images.options import CloudOptions  # noqa: PLC0415
-    from imgcache.operations.earlier import read_failed  # noqa: PLC0415
-    from imgcache.operations.precache import PrecacheRequest, run_precache  # noqa: PLC0415
+    from imgcache.operations.earlier import read_failed  # noqa: PLC0415 - `--help` loads none of it
+    from imgcache.operations.precache import PrecacheRequest  # noqa: PLC0415
     from imgcache.operations.rollout import Waves  # noqa: PLC0415
-    from imgcache.operations.selection import Selection  # noqa: PLC0415
 
-    selection = Selection(
-        tuple(aggregate or ()), tuple(host or ()), tuple(exclude or ()), all_hosts
-    )
     request = PrecacheRequest(
-        selection=selection,
+        selection=selection_of(aggregate, host, exclude, all_hosts),
         names=tuple(images or ()),
         concurrency=concurrency,
         retries=retries,
@@ -129,9 +132,17 @@ def precache(  # noqa: PLR0917 - options are parameters in Typer
         min_coverage=min_coverage,
         only=read_failed(limit_failed) if limit_failed else None,
     )
-    called = invocation_of(ctx)
-    inventory = load_inventory(called.inventory)
-    options = CloudOptions(called.cloud, called.cloud_values)
-    with open_image_service(inventory.image_service, options) as service, output.sink() as sink:
-        report = run_precache(request, inventory, service, sink)
+    report = run_on_hosts(ctx, output, _run, request, with_service=True)
     return output.show(report_listing(report), report.exit_code())
+
+
+def _run(
+    request: "PrecacheRequest",
+    inventory: "Inventory",
+    service: "ImageService | None",
+    sink: "EventSink",
+) -> "PrecacheReport":
+    from imgcache.operations.precache import run_precache  # noqa: PLC0415
+
+    assert service is not None  # noqa: S101 - for the type checker; it was asked for
+    return run_precache(request, inventory, service, sink)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from imgcache.config.load import load_inventory
-from imgcache.config.schema import AggregateEntry, ImageServiceEntry
+from imgcache.config.schema import AggregateEntry, ImageServiceEntry, SiteEntry
 from imgcache.images.directory import DirectoryImageService
 
 if TYPE_CHECKING:
@@ -66,7 +66,11 @@ def test_the_reference_names_every_key() -> None:
     text = (ROOT / "docs" / "inventory.md").read_text()
     named = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
     named |= set(re.findall(r"^    (\w+):", text, re.MULTILINE))
-    keys = {*AggregateEntry.model_fields, *ImageServiceEntry.model_fields}
+    keys = {
+        *AggregateEntry.model_fields,
+        *ImageServiceEntry.model_fields,
+        *SiteEntry.model_fields,
+    }
     assert keys <= named
     states = {"new", "known", "changed", "error", "skipped"}
     assert named - keys - states == {"imgcache"}  # the quoted error message
