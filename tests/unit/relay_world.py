@@ -174,14 +174,13 @@ class World:
         direct = [one for one in active if one.source == "outside"]
         for one in direct:
             self._get(one, min(self.outside / len(direct), one.down), self.size)
-        for one in sorted(active, key=lambda reader: -reader.done):
-            if one.source == "outside" or one.source is None:
-                continue
-            parent = self.machines[one.source]
-            if self._is_off(parent):
-                continue
-            readers = sum(other.source == one.source for other in active)
-            self._get(one, min(parent.up / readers, one.down), parent.done)
+        for parent in self.machines.values():
+            readers = [one for one in active if one.source == parent.name]
+            left = 0.0 if self._is_off(parent) else parent.up
+            for count, one in enumerate(sorted(readers, key=lambda reader: reader.down)):
+                rate = min(one.down, left / (len(readers) - count))
+                left -= rate
+                self._get(one, rate, parent.done)
 
     def _get(self, machine: Machine, rate: float, most: float) -> None:
         step = max(0.0, min(rate * STEP_S, most - machine.done))

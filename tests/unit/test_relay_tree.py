@@ -109,6 +109,38 @@ def test_a_late_host_reads_from_one_that_is_done() -> None:
     assert outside(world) == pytest.approx(SIZE)
 
 
+# ---- speed
+
+
+@pytest.mark.parametrize("slow", [1, 3, 6])
+def test_a_host_that_receives_slowly_holds_up_nobody(slow: int) -> None:
+    world = World(60e6)
+    for number in range(8):
+        world.add(f"h{number}", down=1e5 if number == slow else 1e6)
+    world.run()
+    ended = [one.ended_at or 0 for one in world.machines.values()]
+    assert sorted(ended)[-2] < 60 * 1.5, world.story()
+    assert ended[slow] > 590
+    assert world.switches < 8
+
+
+@pytest.mark.parametrize("slow", [1, 3, 6])
+def test_a_host_that_sends_slowly_loses_its_readers(slow: int) -> None:
+    world = World(60e6)
+    for number in range(8):
+        world.add(f"h{number}", up=1e5 if number == slow else 1e6)
+    assert world.run() < 60 * 2.1, world.story()
+    assert world.switches < 8
+
+
+def test_where_all_send_slowly_nobody_is_moved_to_and_fro() -> None:
+    world = World(60e6)
+    for number in range(8):
+        world.add(f"h{number}", up=3e5)
+    assert world.run() < 200 * 1.3, world.story()
+    assert world.switches < 12
+
+
 # ---- wrong bytes
 
 

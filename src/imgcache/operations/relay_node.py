@@ -66,7 +66,10 @@ class Node:
     slow: bool = False
     """It is slow to receive: nobody shall depend on it."""
     slow_to_send: bool = False
-    speed_moves: int = 0
+    left_for_speed: Node | None = None
+    """The parent that it left since another might send faster."""
+    suspect: Node | None = None
+    """The parent that it left since that one seems to receive slowly."""
     speed_before: float | None = None
     """Bytes a second before it was moved for its speed."""
     best_speed: float = 0.0

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from imgcache.errors import ErrorCode
 from imgcache.operations.relay_node import Node, State
+from imgcache.operations.relay_speed import review
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -214,6 +215,9 @@ class Tree:
                 node.avoid.add(parent)
                 node.switching = True
                 leaving.append(node)
+        for node in review(self, self.clock()):
+            node.switching = True
+            leaving.append(node)
         return leaving
 
     def candidates(self, node: Node) -> Iterator[Node]:
