@@ -49,7 +49,10 @@ class ScriptedServer:
                 request = Request(self.command, self.path, dict(self.headers))
                 server.requests.append(request)
                 reply = answer(request)
-                self.send_response(reply.status)
+                if "Date" in reply.headers:
+                    self.send_response_only(reply.status)
+                else:
+                    self.send_response(reply.status)
                 for name, value in reply.headers.items():
                     self.send_header(name, value)
                 if reply.length and "Content-Length" not in reply.headers:
@@ -57,7 +60,7 @@ class ScriptedServer:
                 self.end_headers()
                 self.wfile.write(reply.body)
 
-            do_GET = do_POST = do_DELETE = handle_any
+            do_GET = do_POST = do_PUT = do_DELETE = handle_any
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass
