@@ -74,6 +74,7 @@ def outcome_schema(command: str) -> Schema:
         "reason": _REASON,
         "bytes": _bytes("Allocated on the disk."),
         "bytes_freed": _bytes("What its removal gave back; in a dry run, what it would."),
+        "driver": _DRIVER,
     }
     return _document(
         command,
@@ -97,9 +98,9 @@ def list_schema() -> Schema:
         "image_id": _maybe("string", "null: not known."),
         "image_name": _maybe("string", "null: not known."),
         "known_by": {
-            "enum": [None, "manifest", "hash"],
-            "description": "How the image is known: noted on the host, or by hashing the ids that the "
-            "image service lists.",
+            "enum": [None, "name", "manifest", "hash"],
+            "description": "How the image is known: by the entry's name, noted on the host, or by hashing "
+            "the ids that the image service lists.",
         },
         "gone": _maybe(
             "boolean", "Whether its image is gone from the image service; null: not known."
@@ -131,11 +132,13 @@ def list_schema() -> Schema:
         "cached_at": _maybe("string", "UTC, by the host's clock."),
         "verified_at": _maybe("string", "UTC, by the host's clock."),
         "source": _maybe("string", "Where its bytes came from."),
+        "driver": _DRIVER,
     }
     missing = {
         **_HOST,
         "image_id": _text_field(),
         "image_name": _maybe("string", "null: not known."),
+        "driver": _DRIVER,
     }
     return _document(
         "list",
@@ -197,9 +200,13 @@ def status_schema() -> Schema:
         "evidence_problems": _maybe(
             "string", "What could not be read: then nothing is removed there."
         ),
+        "driver": _DRIVER,
     }
     total = {
-        "group": {"enum": ["aggregate", "cell"]},
+        "group": {
+            "enum": ["aggregate", "cell", "driver"],
+            "description": "driver: where hosts have several.",
+        },
         "name": _text_field(),
         "hosts": _count(),
         "cache_bytes": _bytes("A shared cache counts once."),
@@ -216,7 +223,7 @@ def status_schema() -> Schema:
                 "description": "The threshold; null: without --check.",
             },
             "hosts": _rows("status", "One object per host that answered."),
-            "totals": _rows("total", "One object per aggregate, and per cell."),
+            "totals": _rows("total", "One object per aggregate, per cell, and per driver."),
             "failures": _rows("failure", "One object per host that did not answer."),
         },
         {
@@ -278,6 +285,7 @@ _HOST: Schema = {
     },
     "cell": {"type": ["string", "null"]},
 }
+_DRIVER: Schema = {"type": "string", "description": "The host's, as in the inventory."}
 _REASON: Schema = {
     "type": ["string", "null"],
     "description": "For people; its wording may change.",
@@ -338,7 +346,13 @@ def _failure() -> Schema:
     outcome = {"enum": list(words)}
     code = {**_CODE, "enum": _codes()[1:]}
     return _object(
-        {**_HOST, "outcome": outcome, "code": code, "reason": {**_REASON, "type": "string"}},
+        {
+            **_HOST,
+            "outcome": outcome,
+            "code": code,
+            "reason": {**_REASON, "type": "string"},
+            "driver": _DRIVER,
+        },
         FAILURE_COLUMNS.known,
     )
 

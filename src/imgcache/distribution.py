@@ -93,6 +93,8 @@ class PrecacheReport(Report):
     """None: no first look was made."""
     min_coverage: float | None = None
     """The share of items that must be there in the end, above 0 and at most 1."""
+    drivers: Mapping[str, str] = field(default_factory=dict)
+    """Host -> its driver."""
 
     @property
     def coverage(self) -> float:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from imgcache.errors import ErrorCode, ExitCode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from datetime import datetime
 
     from imgcache.model import CacheEntry, EntryKind, Image

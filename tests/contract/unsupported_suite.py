@@ -109,11 +109,13 @@ def write_site(site: Path, driver: str) -> None:
 
 def run(site: Path, command: str, python_path: Path | None) -> tuple[dict[str, Any], str]:
     """Run a command over the host, which must end with 0; return the result and standard error."""
-    more = {"pin": [IMAGE, "--forever"], "delete": [IMAGE], "unpin": [IMAGE]}.get(command, [])
+    images: dict[str, list[str]] = {
+        "pin": [IMAGE, "--forever"], "unpin": [IMAGE], "delete": [IMAGE],
+    }  # fmt: skip
     environ = {**os.environ, **({"PYTHONPATH": str(python_path)} if python_path else {})}
     done = subprocess.run(
         [sys.executable, "-m", "imgcache", "--inventory", "inventory.yaml", command, "--all",
-         "-f", "json", *more],
+         "-f", "json", *images.get(command, [])],
         capture_output=True, text=True, timeout=120, check=False, cwd=site, env=environ,
     )  # fmt: skip
     assert done.returncode == 0, (command, done.stdout, done.stderr)

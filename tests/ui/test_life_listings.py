@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -232,3 +233,21 @@ def test_nothing_goes_out_raw(form: Format, detailed: bool) -> None:
         assert_clean(text, allowed="\n\t" if form is Format.VALUE else "\n")
         if form is Format.YAML:
             assert yaml.safe_load(text) == json.loads(render(made, Format.JSON))
+
+
+def test_a_table_shows_drivers_where_hosts_have_several() -> None:
+    report = replace(
+        list_report(listed("h1"), listed("g1")), drivers={"h1": "libvirt", "g1": "toy"}
+    )
+    lines = render(entry_listing(report), Format.TABLE).splitlines()
+    assert lines[0].split()[:3] == ["HOST", "DRIVER", "IMAGE"]
+    assert [line.split()[:2] for line in lines[1:]] == [["h1", "libvirt"], ["g1", "toy"]]
+    assert "DRIVER" not in render(
+        entry_listing(replace(report, drivers={"h1": "toy", "g1": "toy"})), Format.TABLE
+    )
+    # What programs read by position does not change with the hosts.
+    values = render(entry_listing(report), Format.VALUE)
+    assert "libvirt" not in values
+    assert "libvirt" in render(entry_listing(report), Format.VALUE, wanted=["driver"])
+    rows = json.loads(render(entry_listing(report), Format.JSON))["entries"]
+    assert [row["driver"] for row in rows] == ["libvirt", "toy"]

@@ -162,7 +162,7 @@ def test_a_shared_storage_counts_once_in_each_total() -> None:
         status("h3", "b", "c1", None),
         status("h4", "b", None, None),
     ]
-    totals = {(one.group, one.name): one for one in totals_of(statuses)}  # type: ignore[arg-type]
+    totals = {(one.group, one.name): one for one in totals_of(statuses, {})}  # type: ignore[arg-type]
     assert [*totals] == [("aggregate", "a"), ("aggregate", "b"), ("cell", "c1")]
     assert totals["aggregate", "a"].cache_bytes == GIB
     assert totals["aggregate", "b"].cache_bytes == 2 * GIB

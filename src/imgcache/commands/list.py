@@ -108,6 +108,6 @@ def list_entries(  # noqa: PLR0917 - options are parameters in Typer
 
     parts = (
         matrix_text(report, screen_width(sys.stdout)),
-        render(failure_listing(report.failures), Format.TABLE),
+        render(failure_listing(report.failures, report.drivers), Format.TABLE),
     )
     return output.show_text("\n".join(part for part in parts if part), code)

@@ -82,6 +82,7 @@ async def _execute(
             for row in found.get(host.name) or failed.get(host.name, [])
         ),
         interrupted=fleet.interrupted,
+        drivers=fleet.drivers,
     )
 
 

@@ -226,4 +226,5 @@ def _report(fleet: Fleet, found: Mapping[str, _HostList], plan: ListPlan) -> Lis
         failures=tuple(fleet.failures.values()),
         notices=plan.notices,
         interrupted=fleet.interrupted,
+        drivers=fleet.drivers,
     )

@@ -164,6 +164,7 @@ async def execute_precache(
         interrupted=fleet.interrupted,
         plan=plans,
         min_coverage=request.min_coverage,
+        drivers=fleet.drivers,
     )
 
 

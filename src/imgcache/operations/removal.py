@@ -299,4 +299,5 @@ def report_of(fleet: Fleet, found: Mapping[str, Iterable[EntryOutcome]]) -> Entr
         outcomes=tuple(outcomes),
         dry_run=fleet.dry_run,
         interrupted=fleet.interrupted,
+        drivers=fleet.drivers,
     )

@@ -18,7 +18,7 @@ from imgcache.plan import HostStatus, StatusReport, StatusTotal
 from imgcache.policy import PrunePolicy, cache_bytes, check_policy, plan_prune
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from imgcache.events import EventSink
     from imgcache.images.base import ImageService
@@ -74,10 +74,11 @@ async def _execute(
             started_at=fleet.started_at,
             finished_at=datetime.now(UTC),
             hosts=statuses,
-            totals=totals_of(statuses),
+            totals=totals_of(statuses, fleet.drivers),
             failures=tuple(fleet.failures.values()),
             max_used=request.max_used,
             interrupted=fleet.interrupted,
+            drivers=fleet.drivers,
         )
         for one in report.over_threshold():
             said = f"the file system is {one.used_share:.0%} full, above {request.max_used:.0%}"
@@ -124,8 +125,13 @@ def _reserve_mb(cache: HostCache, taken: int) -> int:
     return math.ceil(taken / _MIB)
 
 
-def totals_of(statuses: Iterable[HostStatus]) -> tuple[StatusTotal, ...]:
-    """Return sums per aggregate, then per cell; a shared storage counts once in each."""
+def totals_of(
+    statuses: Iterable[HostStatus], drivers: Mapping[str, str]
+) -> tuple[StatusTotal, ...]:
+    """Return sums per aggregate, then per cell, then per driver (host -> driver) if there are several.
+
+    A shared storage counts once in each.
+    """
     groups: dict[tuple[str, str], list[HostStatus]] = {}
     all_statuses = tuple(statuses)
     for status in all_statuses:
@@ -133,6 +139,9 @@ def totals_of(statuses: Iterable[HostStatus]) -> tuple[StatusTotal, ...]:
     for status in all_statuses:
         if status.cell is not None:
             groups.setdefault(("cell", status.cell), []).append(status)
+    if len(set(drivers.values())) > 1:
+        for status in all_statuses:
+            groups.setdefault(("driver", drivers[status.host]), []).append(status)
     return tuple(_total(group, name, members) for (group, name), members in groups.items())
 
 

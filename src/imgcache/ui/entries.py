@@ -95,12 +95,13 @@ FAILURE_COLUMNS = Columns(
 def entry_listing(report: ListReport, *, missing_only: bool = False) -> Listing:
     """Return the report for ``ui.formats.render``; with ``missing_only`` its rows are what hosts lack."""
     # A stable sort: within an image, hosts stay in the order selected.
+    drivers = report.drivers
     entries = [
-        _entry_row(listed, report.drivers.get(listed.host, ""))
+        _entry_row(listed, drivers.get(listed.host, ""))
         for listed in sorted(report.entries, key=_place)
     ]
-    missing = [_missing_row(one, report.drivers.get(one.host, "")) for one in report.missing]
-    failures = failure_listing(report.failures, report.drivers)
+    missing = [_missing_row(one, drivers.get(one.host, "")) for one in report.missing]
+    failures = failure_listing(report.failures, drivers)
     document = {
         "run_id": report.run_id,
         "command": report.command,

@@ -30,6 +30,7 @@ OUTCOME_COLUMNS = Columns(
         "source",
         "bytes_fetched",
         "duration_s",
+        "driver",
     ),
     shown=("host", "image_name", "outcome", "code", "reason"),
     detailed=(
@@ -69,7 +70,7 @@ def report_listing(report: PrecacheReport) -> Listing:
         report.outcomes,
         key=lambda one: (_ORDER.index(one.outcome), place.get(one.image_id, len(place))),  # type: ignore[call-overload]
     )
-    rows = [_row(outcome) for outcome in outcomes]
+    rows = [_row(outcome, report.drivers.get(outcome.host, "")) for outcome in outcomes]
     document = {
         "run_id": report.run_id,
         "command": report.command,
@@ -84,7 +85,7 @@ def report_listing(report: PrecacheReport) -> Listing:
     return Listing(document, "outcomes", rows, OUTCOME_COLUMNS)
 
 
-def _row(outcome: Outcome) -> dict[str, Cell]:
+def _row(outcome: Outcome, driver: str) -> dict[str, Cell]:
     return {
         "host": outcome.host,
         "aggregate": outcome.aggregate,
@@ -97,6 +98,7 @@ def _row(outcome: Outcome) -> dict[str, Cell]:
         "source": outcome.source.value if outcome.source else None,
         "bytes_fetched": outcome.bytes_fetched,
         "duration_s": round(outcome.duration_s, 3),
+        "driver": driver,
     }
 
 
