@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
-    from imgcache.drivers.feed import Feed
+    from imgcache.drivers.feed import Feed, Listener, Offer
     from imgcache.drivers.node_api import NodeApi
     from imgcache.model import Host, HostCache, Image, ImageId, ServiceAccess
     from imgcache.plan import CheckState, OutcomeWord, SourceKind
@@ -224,6 +224,20 @@ class Driver(ABC):
             HostError: see ``HostContext.converse``.
         """
         self._cannot("precache")
+
+    def serving(
+        self, context: HostContext, image: Image, listener: Listener, offer: Offer
+    ) -> AbstractAsyncContextManager[int | None]:
+        """Let other hosts read an image's original bytes from this one, meanwhile; reads only.
+
+        Gives the port it listens on, or None when it has not those bytes. Only for drivers whose hosts
+        relay: see ``Sources.feed``.
+
+        Raises:
+            UnsupportedError, HostError: as ``precache``.
+        """
+        message = f"hosts of the driver {self.name} do not read from each other"
+        raise UnsupportedError(ErrorCode.DRIVER, message)
 
     async def check(
         self, context: HostContext, service: ServiceAccess | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from imgcache.drivers import libvirt_life, libvirt_prove
+from imgcache.drivers import libvirt_life, libvirt_prove, libvirt_serve
 from imgcache.drivers.base import Driver, UnsupportedError
 from imgcache.drivers.libvirt_life import settings_for_helper
 from imgcache.drivers.transfer import fetch_image
@@ -16,9 +16,11 @@ from imgcache.transport.conversation import OrderError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
     from imgcache.drivers.base import HostContext, NoteRow, RemovalItem, RemovalRow, Verdict
+    from imgcache.drivers.feed import Listener, Offer
     from imgcache.model import HostCache, Image, ImageId, ServiceAccess
     from imgcache.transport.conversation import Conversation, Message, Order
 
@@ -108,6 +110,12 @@ class LibvirtDriver(Driver):
             elif absent:
                 async with context.sources.member(context):
                     await self._fetch_once(context, talk, absent)
+
+    def serving(
+        self, context: HostContext, image: Image, listener: Listener, offer: Offer
+    ) -> AbstractAsyncContextManager[int | None]:
+        """See ``Driver.serving``."""
+        return libvirt_serve.serving(context, image, listener, offer)
 
     async def check(
         self, context: HostContext, service: ServiceAccess | None

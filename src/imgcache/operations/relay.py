@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from imgcache.drivers.feed import Listener, Offer
 from imgcache.events import Notice
 from imgcache.model import RAW_DISK_FORMATS, ServiceAccess
+from imgcache.operations.relay_neighbours import Neighbours
 from imgcache.operations.relay_node import SiteState, State
 from imgcache.operations.relay_tree import Tree
 from imgcache.transport.relay_certificate import make_certificate
@@ -65,8 +66,10 @@ class Member:
 
     def offer(self, image: Image) -> Offer | None:
         """Return how others may read an image from it; None: it does not listen."""
-        if self.port is None:
-            return None
+        return None if self.port is None else self.make_offer(image)
+
+    def make_offer(self, image: Image) -> Offer:
+        """Return how others may read an image from it: a name and a key of its own."""
         if image.id not in self._offers:
             self._offers[image.id] = (secrets.token_hex(16), RelayKey())
         name, key = self._offers[image.id]
@@ -97,13 +100,10 @@ class SiteRelay:
     ) -> None:
         self.name = name
         self.state = SiteState(seeds)
-        self.neighbours = neighbours
+        self.neighbours = Neighbours(self, neighbours)
         self.members: dict[str, Member] = {}
         self.warm: dict[str, list[Host]] = {}
         """Image id -> hosts known to have it, in this run."""
-        self.looking: set[str] = set()
-        """Ids of images for which a host that has them is being looked for."""
-        self.looked: set[str] = set()
         self._sink = sink
         self._coming = set(hosts)
         self._spoken: dict[str, set[str]] = {}
@@ -116,6 +116,7 @@ class SiteRelay:
 
     async def close(self) -> None:
         """End what was begun for the site."""
+        await self.neighbours.close()
 
     def tree(self, image: Image) -> Tree:
         """Return the distribution of one image."""
@@ -163,9 +164,25 @@ class SiteRelay:
         finally:
             if self.members.get(context.host.name) is member:
                 del self.members[context.host.name]
-            for node in list(member.nodes.values()):
-                self._drop(node)
-            self.changed()
+            self.drop(member)
+
+    def neighbour(self, host: Host) -> Member:
+        """Return a host that others may read from, and that fetches nothing by itself."""
+        return Member(host)
+
+    def add_whole(self, member: Member, image: Image) -> Node:
+        """Add a host that has had an image before and lets others read it."""
+        node = self.tree(image).add_whole(member.host.name)
+        member.nodes[image.id] = node
+        self._members_of[node] = member
+        self.changed()
+        return node
+
+    def drop(self, member: Member) -> None:
+        """Note that a conversation is over: nobody can read from there any more."""
+        for node in list(member.nodes.values()):
+            self._drop(node)
+        self.changed()
 
     def join(self, member: Member, image: Image, wishes: Wishes) -> Node:
         """Add a host that needs an image."""

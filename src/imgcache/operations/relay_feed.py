@@ -137,8 +137,15 @@ class RelayFeed(DirectFeed):
                 await self._relay.wait_for_news(_WAIT_S)
 
     async def _waits_for_neighbour(self, node: Node) -> bool:
-        """Whether a host is being looked for that has had the image before; looks for one if it should."""
-        del node
+        """Whether a host with the image is being looked for; looks for one when there is nobody else."""
+        neighbours, image = self._relay.neighbours, self._image
+        if neighbours.is_looking(image):
+            return True
+        if node.begun or not self._tree.is_alone(node):
+            return False
+        if neighbours.worth_asking(node.name, image):
+            async with self._context.lend_place():
+                await neighbours.find(self._context, image)
         return False
 
     def _ticket_of(self, parent: Node) -> Ticket:

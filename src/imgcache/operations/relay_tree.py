@@ -236,6 +236,14 @@ class Tree:
             ):
                 yield parent
 
+    def is_alone(self, node: Node) -> bool:
+        """Whether a host could read from others, but there is nobody to read from, nor a seed to come."""
+        usable = node.can_read and not self.site.blocked
+        others = (one for one in self.nodes.values() if one is not node and not one.slow)
+        return usable and not any(
+            one.can_serve and one.state is not State.WAITING for one in others
+        )
+
     @staticmethod
     def is_below(node: Node, ancestor: Node) -> bool:
         """Whether a host gets its bytes from another one, over however many hosts."""
