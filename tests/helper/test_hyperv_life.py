@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.wine, pytest.mark.xdist_group("wine")]
 
 IMAGE_ID = IMAGE["id"]
 #: How long the helper waits for what others hold.
-WAITS = {"lock_wait_s": 0.3, "sharing_s": 0.3}
+WAITS: dict[str, Any] = {"lock_wait_s": 0.3, "sharing_s": 0.3}
 
 
 def listed(helper: Controller, *, use: bool = True) -> dict[str, dict[str, Any]]:

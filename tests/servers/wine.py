@@ -7,13 +7,14 @@ after the last program that the session started: nothing here ends what another 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shlex
 import shutil
 import subprocess
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -126,3 +127,38 @@ def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def lacks_judge() -> str | None:
+    """Return why compute-hyperv's own code cannot be asked, or None."""
+    absent = [name for name in ("site", "compute-hyperv") if not (PARTS / name).is_dir()]
+    return f"build/windows lacks {', '.join(absent)}" if absent else None
+
+
+class Judge:
+    """compute-hyperv's own image cache code, asked about caches; see ``rig/hyperv_judge.py``."""
+
+    def __init__(self, windows: Wine) -> None:
+        program = windows_path(ROOT / "tests" / "rig" / "hyperv_judge.py")
+        self._process = windows.start(INSTALLED, "-W", "ignore", "-I", program)
+        self._tell([windows_path(PARTS / name) for name in ("site", "compute-hyperv")])
+
+    def ask(self, instances: Path, op: str, **order: Any) -> Any:
+        """Have it do something with a cache; return what it answers."""
+        self._tell({"op": op, "instances_path": windows_path(instances), **order})
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            _, errors = self._process.communicate(timeout=30)
+            raise AssertionError(errors.decode("utf-8", "replace"))
+        return json.loads(line)["answer"]
+
+    def _tell(self, what: Any) -> None:
+        assert self._process.stdin
+        self._process.stdin.write(json.dumps(what).encode() + b"\n")
+        self._process.stdin.flush()
+
+    def close(self) -> None:
+        """End it."""
+        if self._process.returncode is None:
+            self._process.communicate(timeout=60)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
+import threading
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
 from helper.controller import Controller
 from servers import wine
+from servers.fleet_fixtures import Fleet
+from servers.ssh_server import ssh_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +28,17 @@ def windows() -> Iterator[wine.Wine]:
         pytest.skip(reason)
     with wine.Wine() as prefix:
         yield prefix
+
+
+@pytest.fixture(scope="session")
+def nova_judge(windows: wine.Wine) -> Iterator[wine.Judge]:
+    """Return compute-hyperv's own code, to be asked."""
+    reason = wine.lacks_judge()
+    if reason:
+        pytest.skip(reason)
+    judge = wine.Judge(windows)
+    yield judge
+    judge.close()
 
 
 class WindowsHost:
@@ -97,3 +112,48 @@ def hyperv_host(windows: wine.Wine, tmp_path: Path) -> Iterator[WindowsHost]:
     host = WindowsHost(windows, tmp_path)
     yield host
     host.close()
+
+
+class WindowsServer:
+    """An SSH server, in a thread of its own, whose login shell is wine's cmd."""
+
+    def __init__(self, folder: Path, shell: tuple[str, ...]) -> None:
+        self.user = "nova"
+        self.addresses = ("127.0.0.1", "127.0.0.1")
+        self._folder, self._shell = folder, shell
+        self._loop = asyncio.new_event_loop()
+        self._ready = threading.Event()
+        self._done = asyncio.Event()
+        self._thread = threading.Thread(target=self._loop.run_until_complete, args=[self._serve()])
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        assert self._ready.wait(60)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._done.set)
+        self._thread.join()
+        self._loop.close()
+
+    async def _serve(self) -> None:
+        async with ssh_server(self._folder, shell=self._shell) as server:
+            self.port = server.port
+            self.client_key = server.client_key
+            self.known_hosts = server.known_hosts
+            self.commands = server.commands
+            self._ready.set()
+            await self._done.wait()
+
+
+@pytest.fixture
+def windows_fleet(windows: wine.Wine, tmp_path: Path) -> Iterator[Fleet]:
+    """Two Hyper-V hosts behind one server, and an empty directory image service."""
+    names = ("hv-01", "hv-02")
+    with WindowsServer(tmp_path / "sshd", windows.login_shell()) as server:
+        fleet = Fleet(tmp_path, server, {"kind": "directory", "path": "images"}, names)  # type: ignore[arg-type]
+        fleet.defaults = {"driver": "hyperv", "python": [wine.INSTALLED], "images_type": None}
+        for name in names:
+            fleet.instances(name).mkdir(parents=True)
+            fleet.overrides[name] = {"instances_path": wine.windows_path(fleet.instances(name))}
+        yield fleet
