@@ -96,6 +96,10 @@ class Sites:
             )
         return self._relays[key]
 
+    def relays(self) -> tuple[SiteRelay, ...]:
+        """Return the relays of all sites that were asked for."""
+        return tuple(self._relays.values())
+
     def _key(self, host: Host) -> str | None:
         if self._policy not in _RELAY_POLICIES:
             return None
