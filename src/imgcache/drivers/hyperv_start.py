@@ -29,9 +29,9 @@ _SERVICE = "HKLM\\SYSTEM\\CurrentControlSet\\Services\\nova-compute"
 #: Says which shell reads it, and what there is; cmd alone knows ``%OS%`` and runs all of it.
 FIND_COMMAND = (
     "echo shell=%OS%"
-    f'& echo folder=%ProgramFiles%& dir /b /ad "%ProgramFiles%\\{_INSTALLED}" 2>nul'
-    f'& echo folder=%ProgramFiles(x86)%& dir /b /ad "%ProgramFiles(x86)%\\{_INSTALLED}" 2>nul'
-    f"& echo service=& reg query {_SERVICE} /v ImagePath 2>nul"
+    f'& echo folder=%ProgramFiles%& dir /b /ad "%ProgramFiles%\\{_INSTALLED}"'
+    f'& echo folder=%ProgramFiles(x86)%& dir /b /ad "%ProgramFiles(x86)%\\{_INSTALLED}"'
+    f"& echo service=& reg query {_SERVICE} /v ImagePath"
     "& echo end="
 )
 _FIND_TIMEOUT_S = 30.0
