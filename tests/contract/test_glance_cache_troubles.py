@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from contract.driver_suite import Context
     from imgcache.images.base import ImageService
     from imgcache.model import Image
+    from servers.glance_nodes_fixtures import GlanceNodes
     from servers.openstack import KeystoneAndGlance
 
 pytestmark = pytest.mark.openstack
@@ -42,6 +43,17 @@ def bench(service: ImageService, cloud: KeystoneAndGlance, tmp_path: Path) -> It
         yield node_bench(service, cloud, node, HASTY)
 
 
+@pytest.fixture(scope="module")
+def dead(
+    service: ImageService, cloud: KeystoneAndGlance, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[NodeBench, Image]]:
+    """A node whose worker is dead, and the image that it died of, which stays queued."""
+    with GlanceNode(cloud, tmp_path_factory.mktemp("dead") / "node") as node:
+        node.wait_ready()
+        bench = node_bench(service, cloud, node, HASTY)
+        yield bench, with_dead_worker(bench)
+
+
 def with_dead_worker(bench: NodeBench) -> Image:
     """Kill the worker by an image whose object is lost, which stays queued; return that image."""
     lost = bench.stock.add(os.urandom(5000))
@@ -52,8 +64,8 @@ def with_dead_worker(bench: NodeBench) -> Image:
     return lost
 
 
-def test_behind_a_dead_worker_images_are_pulled_through(bench: NodeBench) -> None:
-    lost = with_dead_worker(bench)
+def test_behind_a_dead_worker_images_are_pulled_through(dead: tuple[NodeBench, Image]) -> None:
+    bench, lost = dead
     first, second = (bench.stock.add(os.urandom(300_000)) for _ in range(2))
     told = bench.precache(first, lost, second)
     assert told.outcomes == {
@@ -112,16 +124,20 @@ def test_a_node_that_restarts_meanwhile_is_waited_for(bench: NodeBench) -> None:
     assert told[0].details[image.name]["reason"] is None
 
 
-def test_a_file_that_broke_off_is_written_over_by_a_worker_that_lives(bench: NodeBench) -> None:
-    bench.driver = GlanceCacheDriver(WATCHFUL)
+def test_a_file_that_broke_off_is_written_over_by_a_worker_that_lives(
+    service: ImageService, cloud: KeystoneAndGlance, glance_nodes: GlanceNodes
+) -> None:
+    bench = node_bench(service, cloud, glance_nodes.central)
     image = bench.stock.add(os.urandom(70_000))
     (bench.node.cache / "incomplete" / image.id).write_bytes(b"half")
     assert bench.precache(image).outcomes == {image.name: ("cached", None)}
     assert bench.cached(image) == bench.stock.data[image.id]
 
 
-def test_a_file_that_broke_off_before_a_dead_worker_is_named(bench: NodeBench) -> None:
-    with_dead_worker(bench)
+def test_a_file_that_broke_off_before_a_dead_worker_is_named(
+    dead: tuple[NodeBench, Image],
+) -> None:
+    bench, _ = dead
     image = bench.stock.add(os.urandom(70_000))
     (bench.node.cache / "incomplete" / image.id).write_bytes(b"half")
     told = bench.precache(image)
@@ -131,12 +147,17 @@ def test_a_file_that_broke_off_before_a_dead_worker_is_named(bench: NodeBench) -
     assert "restart glance-api" in reason
 
 
-def test_an_image_whose_object_is_damaged_is_never_cached(bench: NodeBench) -> None:
+def test_an_image_whose_object_is_damaged_is_never_cached(dead: tuple[NodeBench, Image]) -> None:
+    bench, _ = dead
     short, changed = (bench.stock.add(os.urandom(400_000)) for _ in range(2))
     os.truncate(bench.stock.cloud.glance.stored(short.id), 1000)
     bench.stock.cloud.glance.stored(changed.id).write_bytes(os.urandom(400_000))
     told = bench.precache(short, changed)
-    assert {word for word, _ in told.outcomes.values()} == {"error"}
+    assert told.outcomes == {
+        short.name: ("error", ErrorCode.DOWNLOAD),
+        changed.name: ("error", ErrorCode.STALL),
+    }
+    assert "in the store is damaged" in told.details[changed.name]["reason"]
     assert bench.cached(short) is None
     assert bench.cached(changed) is None
 
@@ -156,11 +177,12 @@ def test_where_downloads_fill_nothing_the_worker_is_named_stuck(
         assert told.details[image.name]["bytes_fetched"] == 1000
 
 
-def test_what_waits_is_listed_and_can_be_taken_back(bench: NodeBench) -> None:
-    lost = with_dead_worker(bench)
+def test_what_waits_is_listed_and_can_be_taken_back(dead: tuple[NodeBench, Image]) -> None:
+    bench, lost = dead
     waiting, fetched = (bench.stock.add(os.urandom(1000)) for _ in range(2))
     bench.wait = False
     bench.precache(waiting, fetched)
+    bench.wait = True
     cache = bench.inspect()
     queued = {entry.name: entry for entry in cache.entries if entry.kind is EntryKind.QUEUED}
     assert {lost.id, waiting.id, fetched.id} <= queued.keys()

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 MAX_WAITING = 8
 
 STUCK = "its cache worker is stuck: restart glance-api there, and see its log"
+UNFILLED = (
+    "nor does downloading the image fill the cache: the filter cache is not in the pipeline there, or the "
+    "image's object in the store is damaged"
+)
 STALE = (
     "it is neither cached nor queued: incomplete/{id} in the image_cache_dir is from a fetch that broke "
     f"off, and {STUCK}"
@@ -223,7 +227,7 @@ class Filling:
         if problem is not None:
             self._fail(image, ErrorCode.DOWNLOAD, f"{problem}; {STUCK}", got)
         else:
-            reason = f"{STUCK}; nor does downloading fill its cache: is the filter cache in its pipeline?"
+            reason = f"{STUCK}; {UNFILLED}"
             self._fail(image, ErrorCode.STALL, reason, got)
 
     async def _drain(self, image: Image) -> tuple[int, str | None]:
