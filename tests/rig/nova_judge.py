@@ -1,29 +1,28 @@
 """Lets Nova's own vmwareapi code judge a cache; runs in the environment of ``tools/requirements-nova.txt``.
 
-oslo.vmware cannot speak with the simulated vCenter, which has no WSDL: its session is replaced by pyvmomi. All
-that decides what is in the cache, what is old and what goes is Nova's. Reads one JSON object from standard
-input, writes one to standard output.
+oslo.vmware cannot speak with the simulated vCenter, which has no WSDL: its session is replaced by pyvmomi.
+All that decides what is in the cache, what is old and what goes is Nova's. Reads JSON objects from standard
+input, one a line, and writes one to standard output for each.
 """
 
 # mypy: ignore-errors
-# ruff: noqa: E402
+# ruff: noqa: ANN001, ANN002, ANN003, ANN201, ANN202, ANN204 - run by Nova's own Python
 
 import json
 import os
+import ssl
 import sys
 import types
 
 import pyVim.connect
+from nova import context as nova_context
+from nova.conf import CONF
+from nova.virt.vmwareapi import ds_util, imagecache, images, vmops
 from oslo_concurrency import lockutils
-from oslo_config import cfg
 from oslo_vmware import exceptions as vexc
 from oslo_vmware import vim_util as vutil
 from oslo_vmware.objects import datastore as ds_obj
-from pyVmomi import vim
-
-from nova import context as nova_context
-from nova.conf import CONF
-from nova.virt.vmwareapi import ds_util, images, vmops
+from pyVmomi import vim, vmodl
 
 EXCEPTIONS = {
     "vim.fault.FileNotFound": vexc.FileNotFoundException,
@@ -56,10 +55,9 @@ class Session:
     def __init__(self, service):
         self.vim = Vim(service)
 
-    def _call_method(self, module, method, target, **fields):
-        del module
-        if method == "get_object_property":
-            raise NotImplementedError(method)
+    def _call_method(self, module, method, target, *names, **fields):
+        if module is vutil:
+            return getattr(vutil, method)(self.vim, target, *names)
         if "searchSpec" not in fields and method == "SearchDatastore_Task":
             fields["searchSpec"] = vim.host.DatastoreBrowser.SearchSpec(matchPattern=["*"])
         try:
@@ -68,12 +66,23 @@ class Session:
             raise translated(fault) from fault
 
     def _wait_for_task(self, task):
-        while task.info.state in ("queued", "running"):
-            pass
-        if task.info.state == "error":
-            raise translated(task.info.error)
-        result = task.info.result
-        return types.SimpleNamespace(result=result)
+        while True:
+            info = self._read(task)
+            if info["info.state"] == "success":
+                return types.SimpleNamespace(result=info.get("info.result"))
+            if info["info.state"] == "error":
+                raise translated(info["info.error"])
+
+    def _read(self, task):
+        """Return what of a task's info pyvmomi can read: the simulator puts a manager into its entity."""
+        collector = vmodl.query.PropertyCollector
+        paths = ["info.state", "info.error", "info.result"]
+        spec = collector.FilterSpec(
+            objectSet=[collector.ObjectSpec(obj=task)],
+            propSet=[collector.PropertySpec(type=vim.Task, pathSet=paths)],
+        )
+        found = self.vim.service_content.propertyCollector.RetrieveContents([spec])
+        return {one.name: one.val for one in found[0].propSet}
 
 
 def translated(fault):
@@ -90,8 +99,6 @@ class Judge:
         lockutils.set_defaults(CONF.oslo_concurrency.lock_path)
         vutil.get_object_property = lambda _, ref, name: getattr(ref, name)
         vutil.get_moref_value = lambda ref: ref._moId
-        import ssl
-
         self.service = pyVim.connect.SmartConnect(
             host="127.0.0.1", port=order["port"], user=order["user"], pwd=order["password"],
             sslContext=ssl._create_unverified_context(),
@@ -103,10 +110,10 @@ class Judge:
         ops._datastore_browser_mapping = {}
         ops._tmp_folder = "vmware_temp"
         ops._base_folder = ops._get_base_folder()
-        from nova.virt.vmwareapi import imagecache
-
         ops._imagecache = imagecache.ImageCacheManager(ops._session, ops._base_folder)
         self.dc_info = ds_util.DcInfo(ref=self.datacenter, name="DC0", vmFolder=None)
+        for one in self.datacenter.datastore:
+            ds_util._DS_DC_MAPPING[one._moId] = self.dc_info
         self.datastores = [
             ds_obj.Datastore(ref=one, name=one.summary.name, capacity=1 << 40, freespace=1 << 39)
             for one in self.datacenter.datastore
@@ -118,8 +125,8 @@ class Judge:
         def missing(*_, **__):
             raise Missing
 
-        for name in ("fetch_image", "fetch_image_stream_optimized", "fetch_image_ova"):
-            setattr(images, name, missing)
+        callbacks = type(self.ops)._get_image_callbacks
+        self.ops._get_image_callbacks = lambda vi: callbacks(self.ops, vi) and (missing,) * 3
         found = {}
         for one in order["images"]:
             info = images.VMwareImage(
@@ -138,7 +145,7 @@ class Judge:
                     said = "miss"
                 else:
                     said = "hit"
-                found["%s %s" % (datastore.name, one["id"])] = [said, info.file_size]
+                found[f"{datastore.name} {one['id']}"] = [said, info.file_size]
         return {"found": found, "base": self.ops._base_folder}
 
     def age(self, order):
@@ -151,11 +158,11 @@ class Judge:
 
 
 def main():
-    order = json.load(sys.stdin)
-    judge = Judge(order)
-    answer = getattr(judge, order["do"])(order)
-    json.dump(answer, sys.stdout)
-    sys.stdout.flush()
+    """Answer until standard input ends."""
+    judge = Judge(json.loads(sys.stdin.readline()))
+    for line in sys.stdin:
+        order = json.loads(line)
+        print(json.dumps(getattr(judge, order["do"])(order)), flush=True)
     os._exit(0)  # pyvmomi keeps its connection alive in a thread
 
 

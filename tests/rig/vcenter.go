@@ -4,11 +4,18 @@
 package main
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"flag"
 	"fmt"
 	"io"
 	"log"
+	"math/big"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -20,6 +27,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/methods"
@@ -291,6 +299,29 @@ func front(next http.Handler) http.Handler {
 	})
 }
 
+// a certificate of today's strength, for loopback only
+func certificate() tls.Certificate {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		log.Fatal(err)
+	}
+	about := x509.Certificate{
+		SerialNumber:          big.NewInt(time.Now().UnixNano()),
+		Subject:               pkix.Name{CommonName: "test vCenter"},
+		NotBefore:             time.Now().Add(-time.Hour),
+		NotAfter:              time.Now().Add(24 * time.Hour),
+		IPAddresses:           []net.IP{net.IPv4(127, 0, 0, 1)},
+		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+		BasicConstraintsValid: true,
+		IsCA:                  true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, &about, &about, &key.PublicKey, key)
+	if err != nil {
+		log.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
 func main() {
 	listen := flag.String("l", "127.0.0.1:0", "address")
 	user := flag.String("u", "user", "user")
@@ -311,7 +342,7 @@ func main() {
 	simulator.Map.Put(&vdm{simulator.Map.VirtualDiskManager().(*simulator.VirtualDiskManager)})
 	m.Service.Listen = &url.URL{Host: *listen, User: url.UserPassword(*user, *pass)}
 	m.Service.RegisterEndpoints = true
-	m.Service.TLS = new(tls.Config)
+	m.Service.TLS = &tls.Config{Certificates: []tls.Certificate{certificate()}}
 	s := m.Service.NewServer()
 	s.Server.Config.Handler = front(s.Server.Config.Handler)
 	fmt.Println(s.URL)

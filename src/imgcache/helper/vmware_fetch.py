@@ -124,7 +124,7 @@ class Fetch(Making):
             if manifest is None:
                 raise Failure("io", "the manifest on datastore %s is gone" % source.name)
             manifest.update(pin=None)
-            self.publish(store, temp, manifest)
+            self.publish(store, temp, manifest, "%s/%s" % (temp.inner, self.plan.name))
         finally:
             temp.drop()
 

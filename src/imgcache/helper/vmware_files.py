@@ -175,6 +175,13 @@ def drop(cluster, store, folder):
     cluster.temps.remove((store, folder))
 
 
+def drop_imports(cluster, store):
+    """Remove what imports to a datastore have left besides the disk; never raises."""
+    for place, folder in list(cluster.temps):
+        if place is store and folder.startswith(PREFIX):
+            drop(cluster, store, folder)
+
+
 def machine_tag():
     """Return a word for this boot of this machine, and for this view of its processes."""
     words = []

@@ -28,16 +28,22 @@ class Making:
     def fetch(self, store):
         """Bring the image's bytes to one datastore, and publish them there."""
         temp = files.Temp(self.cluster, store, self.image["id"])
+        made = "%s/%s" % (temp.inner, self.plan.name)
         try:
             if self.plan.imported:
-                self.bring_disk(store, temp)
+                imported = self.bring_disk(store)
+                if store.kind == "vsan":
+                    made = imported
+                elif not files.move_disk(self.cluster, store, imported, made):
+                    raise Failure("io", "the imported disk could not be moved to " + temp.inner)
             else:
                 self.bring_file(store, temp)
             self.watch.tell("publish", 0, 1)
             self.check_stored(store, temp.inner)
-            self.publish(store, temp, self.manifest(store, temp.inner))
+            self.publish(store, temp, self.manifest(store, temp.inner), made)
         finally:
             temp.drop()
+            files.drop_imports(self.cluster, store)
 
     def bring(self, target):
         """Take all bytes, verified."""
@@ -71,24 +77,12 @@ class Making:
             files.copy_disk(cluster, (store, path), (store, final))
             files.delete(cluster, store, path)
 
-    def bring_disk(self, store, temp):
-        """Bring bytes that vSphere imports."""
+    def bring_disk(self, store):
+        """Bring bytes that vSphere imports; return where the disk is."""
         kind = OvaTarget if self.plan.kind == OVA else ImportTarget
         target = kind(self.cluster, store, self.plan)
         self.bring(target)
-        folder = target.disk_path.rpartition("/")[0]
-        try:
-            if store.kind == "vsan":
-                return
-            moved = files.move_disk(
-                self.cluster, store, target.disk_path, "%s/%s" % (temp.inner, self.plan.name)
-            )
-            if not moved:
-                raise Failure("io", "the imported disk could not be moved to " + temp.inner)
-        finally:
-            self.imported = target.disk_path
-            if store.kind != "vsan":
-                files.drop(self.cluster, store, folder)
+        return target.disk_path
 
     def check_stored(self, store, folder):
         """Compare what the datastore shows with what it should have.
@@ -114,16 +108,15 @@ class Making:
 
     # ---- publishing
 
-    def publish(self, store, temp, manifest):
-        """Give a folder that is whole its final name."""
+    def publish(self, store, temp, manifest, made):
+        """Give a folder that is whole its final name; on vSAN, where none moves, the disk ``made``."""
         cluster, base = self.cluster, self.cluster.base
         final = "%s/%s" % (base, self.image["id"])
         files.make_folder(cluster, store, base)
         if store.kind == "vsan":
             files.make_folder(cluster, store, final)
             files.write_manifest(cluster, store, final, manifest)
-            files.move_disk(cluster, store, self.imported, "%s/%s" % (final, self.plan.name))
-            files.drop(cluster, store, self.imported.rpartition("/")[0])
+            files.move_disk(cluster, store, made, "%s/%s" % (final, self.plan.name))
             return
         files.write_manifest(cluster, store, temp.inner, manifest)
         if files.move_folder(cluster, store, temp.inner, final) or self.is_there(store):

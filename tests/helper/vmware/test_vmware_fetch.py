@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -55,7 +55,7 @@ def test_wrong_bytes_are_never_published(bench: Bench, kind: str) -> None:
     assert bench.rows("vmware_clean", stall_age_s=0, dry=False) == []
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[bytes, dict[str, Any], str]] = {
     "a qcow2": (b"QFI\xfb" + bytes(5000), {"disk_format": "qcow2"}, "vmdk and iso only"),
     "a raw": (plain(), {"disk_format": "raw"}, "vmdk and iso only"),
     "half a KiB": (plain()[:-512], {}, "whole KiB"),

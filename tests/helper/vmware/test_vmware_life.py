@@ -1,0 +1,220 @@
+"""What is in the caches of a cluster, who uses it, and that nothing in use is ever removed."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from helper.vmware.disks import kinds, plain, vmdk
+from servers.vcenter import MACHINE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from helper.controller import Frame
+    from helper.vmware.conftest import Bench
+
+pytestmark = [pytest.mark.vcenter, pytest.mark.qemu]
+DAY = 86400
+
+
+@pytest.fixture
+def one(bench: Bench) -> Frame:
+    """Return the row of the one image that is cached."""
+    fields = bench.image(plain())
+    assert bench.fetch(fields)["state"] == "cached"
+    return bench.list()[fields["image"]["id"]]
+
+
+def mark(bench: Bench, image_id: str, age_s: float) -> list[Path]:
+    """Mark an image as unused since then, as Nova's cache manager does."""
+    when = datetime.datetime.fromtimestamp(time.time() - age_s, datetime.UTC)
+    made = [folder / f"{when:ts-%Y-%m-%d-%H-%M-%S}" for folder in bench.vcenter.cached(image_id)]
+    for path in made:
+        path.mkdir()
+    return made
+
+
+def test_a_row_tells_all_about_an_image(bench: Bench, one: Frame) -> None:
+    assert one["kind"] == "original"
+    assert one["format"] == "vmdk"
+    assert one["size"] == len(plain()) == one["manifest"]["stored"]["size"]
+    assert one["allocated"] > 2 * one["size"]
+    assert (one["users"], one["used_by"], one["live"]) == (0, [], False)
+    assert -2 < one["age"] < 60
+    mark(bench, one["name"], 5 * DAY)
+    assert 5 * DAY - 5 < bench.list()[one["name"]]["age"] < 5 * DAY + 60
+    first = bench.vcenter.cached(one["name"])[0]
+    first.rename(first.with_name("not an image"))
+    rows = bench.list()
+    assert rows[one["name"]]["format"] == "vmdk (1 of 2)"
+    [foreign] = [row for row in rows.values() if row["kind"] == "foreign"]
+    assert foreign["name"].endswith("10.0.0.5_base/not an image")
+
+
+def test_a_damaged_or_forged_manifest_makes_an_entry_unmanaged(bench: Bench, one: Frame) -> None:
+    for number, folder in enumerate(bench.vcenter.cached(one["name"])):
+        text = ["{", json.dumps({"image_id": "other", "stored": {}})][number]
+        (folder / "imgcache.json").write_text(text)
+    row = bench.list()[one["name"]]
+    assert row["manifest"] is None
+    assert row["kind"] == "original"
+
+
+@pytest.mark.row("D5")
+@pytest.mark.parametrize("evidence", ["annotation", "parent"])
+def test_what_a_machine_uses_is_kept(bench: Bench, one: Frame, evidence: str) -> None:
+    mark(bench, one["name"], 5 * DAY)
+    row = bench.list()[one["name"]]
+    said = {
+        "annotation": f"name:box\nimageid:{one['name']}\npackage:34\n",
+        "parent": f"[LocalDS_1] 10.0.0.5_base/{one['name']}/{one['name']}.20.vmdk",
+    }
+    bench.vcenter.ask("machine", name=MACHINE, **{evidence: said[evidence]})
+    listed = bench.list()[one["name"]]
+    assert (listed["users"], listed["used_by"]) == (1, [MACHINE])
+    answer = bench.remove(row)
+    assert (answer["state"], answer["code"]) == ("kept", "in-use")
+    bench.vcenter.ask("machine", name=MACHINE)
+    assert bench.remove(row)["state"] == "removed"
+    assert bench.vcenter.cached(one["name"]) == []
+
+
+@pytest.mark.row("D6")
+def test_without_all_evidence_nothing_goes(bench: Bench, one: Frame) -> None:
+    bench.vcenter.ask("machine", name=MACHINE, unreadable=1)
+    assert bench.list()[one["name"]]["users"] is None
+    answer = bench.remove(one)
+    assert (answer["state"], answer["code"]) == ("kept", "evidence")
+    assert MACHINE in answer["reason"]
+    assert len(bench.vcenter.cached(one["name"])) == 2
+
+
+@pytest.mark.row("D4")
+def test_what_was_used_within_an_hour_is_kept(bench: Bench, one: Frame) -> None:
+    mark(bench, one["name"], 3000)
+    row = bench.list()[one["name"]]
+    assert bench.remove(row, ours_ok=False)["code"] == "young"
+    assert bench.remove(row, ours_ok=True)["state"] == "removed"
+
+
+def test_an_age_is_checked_again(bench: Bench, one: Frame) -> None:
+    mark(bench, one["name"], 2 * DAY)
+    row = bench.list()[one["name"]]
+    assert bench.remove(row, ours_ok=False, min_age_s=3 * DAY)["code"] == "young"
+    assert bench.remove(row, ours_ok=False, min_age_s=DAY)["state"] == "removed"
+    assert bench.remove(row)["state"] == "gone"
+
+
+@pytest.mark.row("D9")
+def test_an_entry_that_changed_since_it_was_looked_at_is_kept(bench: Bench, one: Frame) -> None:
+    mark(bench, one["name"], 5 * DAY)
+    row = bench.list()[one["name"]]
+    assert bench.touch(about(one))["touched"] is True
+    assert bench.remove(row)["code"] == "changed"
+
+
+def about(row: Frame) -> Frame:
+    """Return the fields of an order about an image that is there."""
+    image = {"id": row["name"], "size": row["size"], "disk_format": "vmdk", "virtual_size": None}
+    return {"image": image, "properties": {}, "container": "bare"}
+
+
+def test_novas_lock_is_waited_for(bench: Bench, one: Frame) -> None:
+    locks, names = bench.conf.parent / "locks", list(bench.vcenter.stores)
+    with contextlib.ExitStack() as held:
+        for name in names:
+            path = locks / f"nova-vmware-ts-[{name}] 10.0.0.5_base_{one['name']}"
+            fcntl.lockf(held.enter_context(path.open("a")), fcntl.LOCK_EX)
+        order = bench.helper.order("vmware_touch", dry=False, reserve=0, **about(one))
+        marked = mark(bench, one["name"], 60)
+    assert bench.helper.result(order)["touched"] is True
+    assert not any(path.exists() for path in marked)
+
+
+def test_a_pin_keeps_an_entry(bench: Bench, one: Frame) -> None:
+    def pin(until: object, **more: Any) -> str:
+        order = bench.helper.order("vmware_pin", base=one["name"], until=until, **more)
+        return str(bench.helper.result(order)["state"])
+
+    later = time.time() + 5000
+    assert pin(later) == "pinned"
+    assert pin(time.time() + 100, extend=True) == "pinned"
+    row = bench.list()[one["name"]]
+    assert row["manifest"]["pin"] == later
+    assert bench.remove(row)["code"] == "pinned"
+    assert pin("forever") == "pinned"
+    assert bench.remove(bench.list()[one["name"]])["code"] == "pinned"
+    assert pin(None) == "unpinned"
+    assert bench.remove(bench.list()[one["name"]])["state"] == "removed"
+    assert pin(None) == "absent"
+
+
+def test_renewing_takes_novas_mark_away(bench: Bench, one: Frame) -> None:
+    marked = mark(bench, one["name"], 20 * 3600)
+    order = bench.helper.order("vmware_renew", base=one["name"], dry=True)
+    assert bench.helper.result(order)["state"] == "existing"
+    assert all(path.exists() for path in marked)
+    order = bench.helper.order("vmware_renew", base=one["name"], dry=False)
+    assert bench.helper.result(order)["touched"] is True
+    assert not any(path.exists() for path in marked)
+    assert bench.list()[one["name"]]["age"] < 60
+
+
+def verify(bench: Bench, name: str, **more: Any) -> Frame:
+    """Return what ``vmware_verify`` answers."""
+    return bench.helper.result(bench.helper.order("vmware_verify", base=name, rate=None, **more))
+
+
+def test_verifying_reads_all_copies(bench: Bench, one: Frame) -> None:
+    assert verify(bench, one["name"])["state"] == "intact"
+    second = bench.vcenter.cached(one["name"])[1] / f"{one['name']}-flat.vmdk"
+    data = bytearray(plain())
+    data[1000] ^= 1
+    second.write_bytes(data)
+    answer = verify(bench, one["name"])
+    assert answer["state"] == "damaged"
+    assert "sha512" in answer["reason"]
+    second.write_bytes(data[:-1024])
+    assert "bytes instead of" in verify(bench, one["name"])["reason"]
+    assert verify(bench, "00000000-0000-4000-8000-00000000dead")["state"] == "absent"
+
+
+def test_what_vsphere_made_is_proven_from_its_first_look_on(bench: Bench) -> None:
+    fields = bench.image(vmdk("monolithicSparse"), properties={"vmware_disktype": "sparse"})
+    bench.fetch(fields)
+    name = fields["image"]["id"]
+    first = verify(bench, name)
+    assert (first["state"], "noted from now on" in first["reason"]) == ("unmanaged", True)
+    assert verify(bench, name)["state"] == "intact"
+    flat = bench.vcenter.cached(name)[0] / f"{name}-flat.vmdk"
+    flat.write_bytes(b"\1" + plain()[1:])
+    assert verify(bench, name)["state"] == "damaged"
+
+
+def test_what_nova_fetched_is_adopted_when_it_is_the_images(bench: Bench, one: Frame) -> None:
+    for folder in bench.vcenter.cached(one["name"]):
+        (folder / "imgcache.json").unlink()
+    image = dict(bench.image(plain())["image"], id=one["name"])
+    adopt = {"image": image, "tool": "imgcache test", "run": "run-2"}
+    other = dict(adopt, image=dict(image, digest={"algo": "sha512", "value": "0" * 128}))
+    assert verify(bench, one["name"])["state"] == "unmanaged"
+    assert verify(bench, one["name"], adopt=other)["state"] == "unmanaged"
+    assert bench.list()[one["name"]]["manifest"] is None
+    assert verify(bench, one["name"], adopt=adopt)["state"] == "adopted"
+    assert verify(bench, one["name"])["state"] == "intact"
+
+
+def test_all_kinds_are_listed_and_removed(bench: Bench) -> None:
+    for data, more in kinds().values():
+        bench.fetch(bench.image(data, **more))
+    rows = bench.list()
+    assert len(rows) == len(kinds())
+    assert {bench.remove(row)["state"] for row in rows.values()} == {"removed"}
+    assert bench.list() == {}
