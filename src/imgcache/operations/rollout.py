@@ -87,6 +87,8 @@ class Rollout:
         self._room = self._waves.canary or self._waves.wave_size(self._count)
         self._open: set[str] = set()
         """Hosts that the wave waits for."""
+        self._slow: set[str] = set()
+        """Hosts that left their wave, and may answer yet."""
         self._changed = asyncio.Event()
         self._failed = failed
         self.halted: str | None = None
@@ -124,19 +126,23 @@ class Rollout:
         """Note that a host takes long to answer."""
         if host.name in self._open:
             self._open.discard(host.name)
+            self._slow.add(host.name)
             self._room += 1
             self._changed.set()
 
     def answered(self, host: Host) -> None:
         """Note that a slow host has answered."""
-        self._open.add(host.name)
-        self._room -= 1
+        if host.name in self._slow:
+            self._slow.discard(host.name)
+            self._open.add(host.name)
+            self._room -= 1
 
     def ended(self, host: Host, *, failed: bool, reached: bool = True) -> None:
         """Note that a host has ended; ``reached``: whether it was there at all."""
         if not reached:
             self.slow(host)
         self._open.discard(host.name)
+        self._slow.discard(host.name)
         self._failed += failed
         if failed and reached and self._wave == 0:
             self._halt(f"not begun: {host.name}, a canary, has failed")
