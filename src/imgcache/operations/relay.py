@@ -267,14 +267,14 @@ class SiteRelay:
     async def _linger(self, member: Member, context: HostContext) -> None:
         """Wait while others read from a host, or are about to and have nobody else."""
         began = used = time.monotonic()
-        while (now := time.monotonic()) - began < MOST_LINGER_S:
+        while (now := time.monotonic()) - began < MOST_LINGER_S and context.must_stop() is None:
             if any(node.readers for node in member.nodes.values()):
                 used = now
             elif now - used > LINGER_S or not self._is_needed(member):
-                return
-            if context.must_stop() is not None:
-                return
+                break
             await self.wait_for_news(1.0)
+        for node in member.nodes.values():
+            node.can_serve = False  # at once: the next to leave shall know, and nobody shall begin
 
     def _is_needed(self, member: Member) -> bool:
         """Whether hosts may still come that could read from this one only."""

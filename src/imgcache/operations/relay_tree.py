@@ -59,6 +59,8 @@ class Tree:
         self.nodes: dict[str, Node] = {}
         self.clock = clock
         self._count = 0
+        self._seeded: set[Node] = set()
+        """Those that read from outside and that others can read from, also when they have left since."""
 
     # ---- what hosts do
 
@@ -88,7 +90,7 @@ class Tree:
         parents = sorted(self.candidates(node), key=lambda parent: self._rank(node, parent))
         if (
             not node.begun
-            and len(self._seeds()) < site.seeds
+            and len(self._seeded) < site.seeds
             and not any(parent.state is State.WHOLE for parent in parents)
         ):
             return self._outside(node)
@@ -137,6 +139,8 @@ class Tree:
     def gone(self, node: Node) -> None:
         """Note that nobody can read from it any more, and that it reads no more."""
         self._leave_parent(node)
+        if node.state is not State.WHOLE:
+            self._seeded.discard(node)
         node.state = State.GONE
         if self.nodes.get(node.name) is node:
             del self.nodes[node.name]
@@ -274,13 +278,6 @@ class Tree:
             node, depth = node.parent, depth + 1
         return depth
 
-    def _seeds(self) -> list[Node]:
-        return [
-            node
-            for node in self.nodes.values()
-            if node.outside and node.can_serve and node.name not in self.site.bad
-        ]
-
     def _is_heard(self, node: Node) -> bool:
         """Whether a host is as talkative as it should be."""
         if node.state is State.GONE:
@@ -303,6 +300,8 @@ class Tree:
     def _outside(self, node: Node) -> Placement:
         self._end_trial(node)
         node.outside = node.mixed = True
+        if node.can_serve:
+            self._seeded.add(node)
         self._begin(node)
         return Placement()
 
