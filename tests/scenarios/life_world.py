@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from imgcache.drivers.libvirt_rows import cache_from, entry_from
+from imgcache.drivers.entry_rows import cache_from, entry_from
 from imgcache.helper import cache as cache_module
 from imgcache.helper import entries as entries_module
 from imgcache.helper import removal as removal_module

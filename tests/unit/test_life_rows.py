@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imgcache.drivers import libvirt_rows
+from imgcache.drivers import entry_rows
 from imgcache.drivers.base import RemovalState
-from imgcache.drivers.libvirt_rows import (
+from imgcache.drivers.entry_rows import (
     EntryRows,
     cache_from,
     entry_from,
@@ -127,7 +127,7 @@ def test_an_entry_converted_and_not_hashed_yet_is_managed() -> None:
 
 @pytest.mark.row("M1")
 def test_entries_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(libvirt_rows, "MAX_ENTRIES", 3)
+    monkeypatch.setattr(entry_rows, "MAX_ENTRIES", 3)
     rows = EntryRows()
     rows.take(fields({"rows": [ROW] * 3}))
     with pytest.raises(HostError, match="more than 3 entries"):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from imgcache import __version__
 from imgcache.drivers import hyperv_start
 from imgcache.drivers.base import NoteRow, NoteState, Verdict, VerdictState
-from imgcache.drivers.libvirt_rows import (
+from imgcache.drivers.entry_rows import (
     EntryRows,
     Shapes,
     cache_from,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from imgcache import __version__
 from imgcache.drivers.base import NoteRow, NoteState, UnsupportedError, Verdict, VerdictState
-from imgcache.drivers.libvirt_rows import EntryRows, cache_from, removal_rows, verdict_from
+from imgcache.drivers.entry_rows import EntryRows, cache_from, removal_rows, verdict_from
 from imgcache.errors import ErrorCode
 from imgcache.model import PIN_FOREVER
 from imgcache.transport.conversation import OrderError

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from imgcache.drivers.base import Verdict, VerdictState
+from imgcache.drivers.entry_rows import proof_from
 from imgcache.drivers.libvirt_life import VERIFY_MODULES, note_adopted, opened_cache
-from imgcache.drivers.libvirt_rows import proof_from
 from imgcache.drivers.transfer import check_all_came, transfer
 from imgcache.errors import ErrorCode, HostError
 from imgcache.transport.conversation import OrderError

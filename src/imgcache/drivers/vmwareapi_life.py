@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from imgcache import __version__
 from imgcache.drivers.base import NoteRow, NoteState, Verdict, VerdictState
-from imgcache.drivers.libvirt_rows import EntryRows, cache_from, removal_rows, verdict_from
+from imgcache.drivers.entry_rows import EntryRows, cache_from, removal_rows, verdict_from
 from imgcache.drivers.order_fields import image_fields
 from imgcache.drivers.vmwareapi_talk import ANSWER_S, LIFE_MODULES, SHAPES, VERIFY_MODULES, opened
 from imgcache.errors import ErrorCode

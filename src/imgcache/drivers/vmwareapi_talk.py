@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from imgcache.drivers.base import UnsupportedError
-from imgcache.drivers.libvirt_rows import Shapes
+from imgcache.drivers.entry_rows import Shapes
 from imgcache.drivers.order_fields import image_fields
 from imgcache.errors import ErrorCode, HostError
 from imgcache.model import EntryKind

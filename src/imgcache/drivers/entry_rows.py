@@ -1,4 +1,4 @@
-"""Reads what a libvirt host says about its cache into values; for a peer that lies.
+"""Reads what a host says about its cache into values; for a peer that lies. Shared by several drivers.
 
 Strings are sanitised or match a pattern in full; a manifest that cannot be read makes the entry
 unmanaged, anything else that is wrong ends the conversation.
