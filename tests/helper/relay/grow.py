@@ -12,7 +12,7 @@ import sys
 import threading
 
 #: The writer's descriptor, its offer, and where the file is, by name.
-_GROWN = {}  # type: dict[str, tuple[int, object, tuple[str, int]]]
+_GROWN = {}  # type: dict[str, tuple]  # type: ignore[type-arg]
 
 
 def order_grow(session, order):
@@ -31,11 +31,11 @@ def order_grow(session, order):
 def order_append(session, order):
     """Add bytes: those of a file of the test's, up to an offset."""
     fd, offer, _ = _GROWN[order["name"]]
+    at = offer.arrived
     with open(order["source"], "rb") as source:
-        at = os.fstat(fd).st_size
         source.seek(at)
         while at < order["until"]:
-            at += os.write(fd, source.read(min(1 << 20, order["until"] - at)))
+            at += os.pwrite(fd, source.read(min(1 << 20, order["until"] - at)), at)
             offer.advance(at)
     return {}
 
@@ -46,7 +46,6 @@ def order_end(session, order):
     if order["how"] == "restart":
         offer.restart()
         os.ftruncate(fd, 0)
-        os.lseek(fd, 0, os.SEEK_SET)
     elif order["how"] == "unlink":
         os.unlink(path, dir_fd=dir_fd)
         os.close(fd)
