@@ -29,6 +29,7 @@ SIGNS = {
     "x": "there, unused",
     "?": "there, use not known",
     "r": "only a resized copy",
+    "q": "queued, not there yet",
     ".": "not there",
     "!": "host not examined",
 }
@@ -128,7 +129,10 @@ def _sign(entries: Sequence[CacheEntry]) -> str:
         return "b" if in_use and pinned else "u" if in_use else "p"
     if any(entry.users is None for entry in entries):
         return "?"
-    return "x" if any(entry.kind is EntryKind.ORIGINAL for entry in entries) else "r"
+    kinds = {entry.kind for entry in entries}
+    if EntryKind.ORIGINAL in kinds:
+        return "x"
+    return "q" if EntryKind.QUEUED in kinds else "r"
 
 
 # --------------------------------------------------------------------------------------------- the drawing
