@@ -147,7 +147,7 @@ def base_of(entry: CacheEntry) -> str | None:
     """
     if entry.kind not in {EntryKind.ORIGINAL, EntryKind.RESIZED, EntryKind.QUEUED}:
         return None
-    own_name = entry.name if entry.kind is EntryKind.ORIGINAL else None
+    own_name = None if entry.kind is EntryKind.RESIZED else entry.name
     return entry.base or entry.image_id or own_name
 
 

@@ -50,7 +50,7 @@ def test_hosts_with_equal_rows_are_one_row() -> None:
         ({"manifest": manifest(FOREVER), "users": 1}, "b"),
         ({"manifest": manifest(FOREVER), "users": None}, "p"),
         ({"kind": EntryKind.RESIZED, "entry_name": f"{'a' * 40}_10", "manifest": None}, "r"),
-        ({"kind": EntryKind.QUEUED, "image_id": "queued", "manifest": None}, "q"),
+        ({"kind": EntryKind.QUEUED, "manifest": None}, "q"),
     ],
 )
 def test_each_state_has_its_sign_and_the_legend_says_it(given: dict[str, Any], sign: str) -> None:
