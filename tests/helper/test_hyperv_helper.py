@@ -268,3 +268,30 @@ def test_names_are_only_made_of_ids(hyperv_host: WindowsHost, name: str) -> None
     helper = hyperv_host.start()
     order = helper.order("hyperv_touch", image_id=name, size=1, dry=False)
     assert helper.error(order)["code"] == "protocol"
+
+
+def opened(helper: Controller, nova_conf: str | None) -> Any:
+    """Open the cache by what a nova.conf says; return the answer, whatever it is."""
+    settings = {"instances_path": None, "nova_conf": nova_conf and [nova_conf]}
+    return helper.answer(helper.order("hyperv_open", settings=settings))
+
+
+def test_the_hosts_nova_conf_says_where_the_cache_is(
+    hyperv_host: WindowsHost, tmp_path: Path
+) -> None:
+    helper = hyperv_host.start()
+    elsewhere = tmp_path / "state" / "instances"
+    elsewhere.mkdir(parents=True)
+    path = tmp_path / "nova.conf"
+    state = windows_path(tmp_path / "state")
+    path.write_text(f"[DEFAULT]\nstate_path = {state}\ninstances_path = $state_path\\instances\n")
+    answer = opened(helper, windows_path(path))
+    assert answer["cache_path"] == windows_path(elsewhere / "_base")
+    assert answer["from"] == {"instances_path": windows_path(path)}
+    path.write_text("[DEFAULT]\n")
+    assert opened(helper, windows_path(path))["code"] == "config"
+    path.write_text(f"[DEFAULT]\ninstances_path = {windows_path(tmp_path / 'no')}\n")
+    assert opened(helper, windows_path(path))["code"] == "nopath"
+    assert opened(helper, None)["code"] == "config"
+    number = helper.order("hyperv_touch", image_id=IMAGE["id"], size=1, dry=False)
+    assert helper.error(number)["code"] == "config"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from helper.test_hyperv_helper import DATA, DAY_S, IMAGE, age, fetch, rows_of
-from servers.vhd_files import differencing_vhd, fixed_vhd
+from servers.vhd_files import differencing_vhd, fixed_vhd, vhdx_with_parent
 from servers.wine import windows_path
 
 if TYPE_CHECKING:
@@ -105,6 +107,22 @@ def test_a_resized_copy_is_removed_alone(hyperv_host: WindowsHost) -> None:
     assert remove(helper, listed(helper)[f"{IMAGE_ID}_20"])["state"] == "removed"
     assert final.exists()
     assert not copy.exists()
+
+
+@pytest.mark.qemu
+@pytest.mark.skipif(not shutil.which("qemu-img"), reason="qemu-img is not installed")
+@pytest.mark.parametrize("key", ["absolute_win32_path", "relative_path"])
+def test_the_parent_of_a_vhdx_is_in_use(hyperv_host: WindowsHost, key: str) -> None:
+    helper = hyperv_host.start()
+    final = aged_final(hyperv_host, helper)
+    disk = hyperv_host.instances / "vm1" / "root.vhdx"
+    disk.parent.mkdir()
+    subprocess.run(["qemu-img", "create", "-q", "-f", "vhdx", str(disk), "4M"], check=True)
+    named = f"..\\_base\\{final.name}" if key == "relative_path" else windows_path(final)
+    disk.write_bytes(vhdx_with_parent(disk.read_bytes(), named, key))
+    row = listed(helper)[IMAGE_ID]
+    assert row["users"] == 1
+    assert remove(helper, row)["code"] == "in-use"
 
 
 @pytest.mark.parametrize("name", ["vm1/root.vhd", "vm1/snap/a.avhd", "vm2_revert/root.VHD"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import uuid
 
 _SECTOR = 512
 
@@ -35,3 +36,34 @@ def differencing_vhd(parent: str) -> bytes:
     header[576:600] = struct.pack(">4sIIIQ", b"W2ku", 512, len(path), 0, 2048)
     last = footer(1 << 20, 4, header_at=512)
     return last + bytes(header).ljust(1536, b"\0") + path.ljust(512, b"\0") + last
+
+
+def _metadata_at(vhdx: bytes) -> int:
+    region = uuid.UUID("8b7ca206-4790-4b9a-b8fe-575f050f886e").bytes_le
+    found = vhdx.index(region, 192 << 10)
+    return int(struct.unpack("<Q", vhdx[found + 16 : found + 24])[0])
+
+
+def vhdx_with_parent(vhdx: bytes, parent: str, key: str = "absolute_win32_path") -> bytes:
+    """Return a VHDX with a parent locator that names this path."""
+    data = bytearray(vhdx)
+    at = _metadata_at(vhdx)
+    (count,) = struct.unpack("<H", data[at + 10 : at + 12])
+    names = [text.encode("utf-16-le") for text in (key, parent)]
+    head = uuid.UUID("b04aefb7-d19e-4a81-b789-25b8e9445913").bytes_le + struct.pack("<HH", 0, 1)
+    entry = struct.pack("<IIHH", 32, 32 + len(names[0]), len(names[0]), len(names[1]))
+    locator = head + entry + b"".join(names)
+    place = 512 << 10
+    data[at + place : at + place + len(locator)] = locator
+    item = uuid.UUID("a8d35f2d-b30b-454d-abf7-d3d84834ab0c").bytes_le
+    row = item + struct.pack("<IIII", place, len(locator), 4, 0)
+    data[at + 32 + 32 * count : at + 64 + 32 * count] = row
+    data[at + 10 : at + 12] = struct.pack("<H", count + 1)
+    return bytes(data)
+
+
+def vhdx_with_log(vhdx: bytes) -> bytes:
+    """Return a VHDX whose log has not been replayed."""
+    data = bytearray(vhdx)
+    data[(64 << 10) + 48 : (64 << 10) + 64] = bytes(range(16))
+    return bytes(data)
