@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.vcenter, pytest.mark.qemu]
 
 _ROOT = Path(__file__).parents[2]
-_PYTHON = _ROOT / ".venv-nova/bin/python"
+NOVA_PYTHON = _ROOT / ".venv-nova/bin/python"
 
 
 class Judge:
     """Nova's own code, in a process of its own."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, conf: Path, port: int) -> None:
         self.process = subprocess.Popen(
-            [str(_PYTHON), "-W", "ignore", str(_ROOT / "tests/rig/nova_judge.py")],
+            [str(NOVA_PYTHON), "-W", "ignore", str(_ROOT / "tests/rig/nova_judge.py")],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
-        about = {"conf": str(bench.conf), "port": bench.vcenter.port}
+        about = {"conf": str(conf), "port": port}
         self._tell({**about, "user": USER, "password": PASSWORD})
 
     def _tell(self, order: dict[str, Any]) -> None:
@@ -67,7 +67,7 @@ class Judge:
 @pytest.fixture
 def bench(vcenter: VCenter, tmp_path: Path) -> Iterator[Bench]:
     """Return a helper that is logged in."""
-    if not _PYTHON.exists():
+    if not NOVA_PYTHON.exists():
         pytest.skip("needs .venv-nova, made of tools/requirements-nova.txt")
     with Controller() as helper:
         made = Bench(vcenter, helper, vcenter.nova_conf(tmp_path))
@@ -78,7 +78,7 @@ def bench(vcenter: VCenter, tmp_path: Path) -> Iterator[Bench]:
 @pytest.fixture
 def judged(bench: Bench) -> Iterator[Judge]:
     """Return Nova's code."""
-    judge = Judge(bench)
+    judge = Judge(bench.conf, bench.vcenter.port)
     yield judge
     judge.close()
 
