@@ -15,7 +15,7 @@ from imgcache.drivers.feed import Listener, Offer
 from imgcache.events import Notice
 from imgcache.model import RAW_DISK_FORMATS, ServiceAccess
 from imgcache.operations.relay_neighbours import Neighbours
-from imgcache.operations.relay_node import SiteState, State
+from imgcache.operations.relay_node import State
 from imgcache.operations.relay_tree import Tree
 from imgcache.transport.relay_certificate import make_certificate
 from imgcache.transport.relay_secret import RelayKey
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from imgcache.events import EventSink
     from imgcache.model import Host, Image
     from imgcache.operations.feeds import Wishes
-    from imgcache.operations.relay_node import Node
+    from imgcache.operations.relay_node import Node, SiteState
 
 #: Hosts that read from one host at a time, at most.
 MAX_READERS = 16
@@ -94,12 +94,12 @@ class SiteRelay:
         name: str,
         hosts: Iterable[str],
         *,
-        seeds: int,
+        state: SiteState,
         sink: EventSink,
         neighbours: Sequence[Host] = (),
     ) -> None:
         self.name = name
-        self.state = SiteState(seeds)
+        self.state = state
         self.neighbours = Neighbours(self, neighbours)
         self.members: dict[str, Member] = {}
         self.warm: dict[str, list[Host]] = {}

@@ -125,7 +125,7 @@ class RelayFeed(DirectFeed):
     async def _next(self) -> Ticket:
         """Return where the host reads from now; waits, with its place lent, for what others find out."""
         node = self._joined()
-        while True:
+        while (stop := self._context.must_stop()) is None:
             if not await self._waits_for_neighbour(node):
                 placement = self._tree.place(node)
                 if placement.parent is not None:
@@ -135,6 +135,7 @@ class RelayFeed(DirectFeed):
                     return await self._outside.ticket()
             async with self._context.lend_place():
                 await self._relay.wait_for_news(_WAIT_S)
+        raise stop
 
     async def _waits_for_neighbour(self, node: Node) -> bool:
         """Whether a host with the image is being looked for; looks for one when there is nobody else."""

@@ -30,6 +30,8 @@ SILENT_S = 3.0
 AHEAD_S = 2.0
 #: A reader that had so many failures with other hosts reads from outside.
 MOST_FAILURES = 8
+#: A reader that got all bytes, and wrong ones, so often reads from outside.
+MOST_WRONG = 2
 #: The same, of one that never got a byte from another.
 _MOST_VAIN_FAILURES = 3
 #: So often a parent that broke off may be tried again by the same reader.
@@ -85,7 +87,8 @@ class Tree:
         self._leave_parent(node)
         site = self.site
         most = MOST_FAILURES if node.has_read else _MOST_VAIN_FAILURES
-        if site.blocked or not node.can_read or node.failures >= most:
+        lied_to = len(node.wrong) >= MOST_WRONG
+        if site.blocked or not node.can_read or lied_to or node.failures >= most:
             return self._outside(node)
         parents = sorted(self.candidates(node), key=lambda parent: self._rank(node, parent))
         if (

@@ -11,6 +11,7 @@ from imgcache.drivers.feed import MIN_RATE
 from imgcache.events import NullSink
 from imgcache.operations.budget import SiteBudget
 from imgcache.operations.relay import SiteRelay
+from imgcache.operations.relay_node import FANOUT, SiteState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -36,6 +37,7 @@ class Sites:
         sites: what the inventory says about sites, by name.
         seeds: hosts per site that get an image from outside.
         rate_limit: bytes a second that any one host may take.
+        fanout: readers of one host, as long as another host is free.
     """
 
     def __init__(
@@ -47,7 +49,9 @@ class Sites:
         sites: Mapping[str, Site] | None = None,
         seeds: int = 1,
         rate_limit: int | None = None,
+        fanout: int = FANOUT,
     ) -> None:
+        self._fanout = fanout
         self.rate_limit = rate_limit
         self.sink: EventSink = NullSink()
         self._policy = policy
@@ -91,8 +95,9 @@ class Sites:
         if len(hosts) + len(neighbours) < 2:
             return None
         if key not in self._relays:
+            state = SiteState(self._seeds, self._fanout)
             self._relays[key] = SiteRelay(
-                key, hosts, seeds=self._seeds, sink=self.sink, neighbours=neighbours
+                key, hosts, state=state, sink=self.sink, neighbours=neighbours
             )
         return self._relays[key]
 
