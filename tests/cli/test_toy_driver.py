@@ -215,6 +215,21 @@ def test_a_broken_driver_is_told_and_breaks_no_other(mixed: Mixed) -> None:
     assert mixed.run("drivers", "-q", "-f", "value").stderr == ""
 
 
+def test_a_bug_in_a_driver_of_another_package_ends_its_hosts_only(mixed: Mixed) -> None:
+    path = mixed.folder / "site" / "toy_driver" / "__init__.py"
+    broken = path.read_text("utf-8").replace("context.begin(image)", "raise ValueError('hunter22')")
+    path.write_text(broken, "utf-8")
+    document = mixed.result("precache", "--all", "small", code=1)
+    rows = {row["host"]: row for row in document["outcomes"]}
+    assert (rows["toy-1"]["outcome"], rows["toy-1"]["code"]) == ("error", "crash")
+    assert (
+        "a bug in the driver toy of the package imgcache-toy: ValueError at "
+        in rows["toy-1"]["reason"]
+    )
+    assert "hunter22" not in json.dumps(document)
+    assert rows["kvm-1"]["outcome"] == "cached"
+
+
 def test_a_host_with_a_broken_or_unknown_driver_stops_before_any_contact(mixed: Mixed) -> None:
     path = mixed.folder / "inventory.yaml"
     (mixed.folder / "site" / "broken.py").write_text("raise SystemExit(0)\n")

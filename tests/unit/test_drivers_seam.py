@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -14,7 +15,9 @@ from imgcache.drivers.base import METHODS, Driver
 from imgcache.drivers.capabilities import COMMANDS, require, supports, why_not
 from imgcache.drivers.registry import DRIVERS, Registry
 from imgcache.errors import ConfigError, ExitCode
+from imgcache.model import Host, HostSettings
 from imgcache.operations.drivers import list_drivers
+from imgcache.operations.strangers import fenced
 
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "imgcache"
 BUILT_IN = ("libvirt", "glance-cache", "vmwareapi", "hyperv")
@@ -232,3 +235,14 @@ def test_all_unknown_drivers_are_told_at_once_with_the_nearest() -> None:
     assert (first.where, first.what) == ("here", "unknown driver 'libvrt'")
     assert str(first.hint).startswith("did you mean libvirt?")
     assert all(name in str(second.hint) for name in BUILT_IN)
+
+
+def test_a_bug_of_ours_stays_a_bug() -> None:
+    class OnHost:
+        host = Host("h1", "edge", None, None, HostSettings(driver="libvirt"))
+
+    async def work(context: object, images: object) -> None:
+        raise ValueError(context, images)
+
+    with pytest.raises(ValueError, match="OnHost"):
+        asyncio.run(fenced(work)(OnHost(), ()))  # type: ignore[arg-type]

@@ -106,6 +106,11 @@ class Registry(Mapping[str, Driver]):
     def __contains__(self, name: object) -> bool:
         return name in _BUILT_IN or name in self._others()
 
+    def package_of(self, name: str) -> str | None:
+        """Return the package that registers a driver; None when it is built in, or there is none."""
+        points = [] if name in _BUILT_IN else self._others().get(name, [])
+        return _package_of(points[0]) if points else None
+
     def check(self, named: Mapping[str, str]) -> None:
         """Make sure that there are drivers of these names (name -> where it stands); imports none built in.
 
@@ -139,7 +144,7 @@ class Registry(Mapping[str, Driver]):
         found = [Offer(name, None, None, self[name], None) for name in _BUILT_IN]
         for name, points in self._others().items():
             for point in points:
-                package = point.dist.name if point.dist else point.value
+                package = _package_of(point)
                 version = point.dist.version if point.dist else None
                 driver, problem = None, None
                 try:
@@ -190,6 +195,10 @@ class Registry(Mapping[str, Driver]):
             message = f"{points[0].value} is no imgcache driver of this name"
             raise _UnusableError(message)
         return made
+
+
+def _package_of(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else point.module
 
 
 DRIVERS = Registry()

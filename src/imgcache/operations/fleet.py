@@ -26,6 +26,7 @@ from imgcache.operations.interrupt import interrupt_on_signals
 from imgcache.operations.parallelism import fit_concurrency, fit_lenders
 from imgcache.operations.places import MOST_LENDERS
 from imgcache.operations.sources import NoSources
+from imgcache.operations.strangers import fenced
 from imgcache.transport.dispatch import open_transport
 
 if TYPE_CHECKING:
@@ -133,7 +134,10 @@ class Fleet:
         self._passes += 1
         sink = self.sink if self._passes == 1 else _LaterPass(self.sink)
         engine = self._engine(sources, sink, dry_run=self.dry_run)
-        outcomes = await engine.run(hosts, images, work, rollout=rollout, images_of=images_of)
+        fenced_work = fenced(work)
+        outcomes = await engine.run(
+            hosts, images, fenced_work, rollout=rollout, images_of=images_of
+        )
         self.failures.update(engine.failures)
         return outcomes
 
@@ -146,7 +150,7 @@ class Fleet:
     ) -> list[Outcome]:
         """Pass over these hosts in a dry run that nobody is told of; it comes before the others."""
         engine = self._engine(sources, NullSink(), dry_run=True)
-        return await engine.run(hosts, (), work, images_of=images_of)
+        return await engine.run(hosts, (), fenced(work), images_of=images_of)
 
     def report_dead(self, dead: Mapping[str, Sequence[Outcome]]) -> None:
         """Tell displays of hosts, by name, that have ended before any pass that they are told of."""
