@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from contract.driver_suite import Bench, DriverSuite, Stock
+from contract.life_suite import LifeSuite
 from imgcache.drivers.vmwareapi import VmwareDriver
 from imgcache.model import Host, HostSettings
 from imgcache.transport.local import LocalTransport
@@ -80,7 +81,9 @@ def vmware_bench(vcenter: VCenter, tmp_path: Path) -> Bench:
     return bench
 
 
-class TestVmwareHere(DriverSuite):
+class TestVmwareHere(DriverSuite, LifeSuite):
+    cannot = frozenset({"prove"})
+
     cannot = frozenset({"prove"})
 
     @pytest.fixture

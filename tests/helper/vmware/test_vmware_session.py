@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from helper.controller import Controller, from_service
+from helper.controller import Controller, from_service, pythons
 from helper.vmware.conftest import Bench
-from helper.vmware.disks import plain, vmdk
+from helper.vmware.disks import kinds, plain, vmdk
 from servers.misbehaving_http import HttpServer, serve
 from servers.vcenter import PASSWORD
 
@@ -225,3 +225,35 @@ def test_secrets_are_seen_nowhere(bench: Bench, tmp_path: Path) -> None:
     assert seen
     assert PASSWORD.encode() not in everything
     assert b"canary-t0ken" not in everything
+
+
+@pytest.mark.row("H1")
+@pytest.mark.parametrize("python", [pythons()[0], pythons()[-1]])
+def test_the_oldest_and_the_newest_python_do(vcenter: VCenter, tmp_path: Path, python: str) -> None:
+    trusted = tmp_path / "ca.pem"
+    trusted.write_text(vcenter.certificate())
+    conf = vcenter.nova_conf(tmp_path, insecure="false", ca_file=trusted)
+    with Controller(python) as helper:
+        bench = Bench(vcenter, helper, conf)
+        assert bench.open()["event"] == "result"
+        for data, more in kinds().values():
+            answer = bench.fetch(bench.image(data, **more))
+            assert answer.get("state") == "cached", answer
+        for name, row in bench.list().items():
+            verified = bench.helper.result(
+                bench.helper.order("vmware_verify", base=name, rate=None)
+            )
+            assert verified["state"] in {"intact", "unmanaged"}
+            assert bench.remove(dict(row, mtime_ns=bench.list()[name]["mtime_ns"]))["state"]
+        order = bench.helper.order(
+            "vmware_probe", settings={"nova_conf": [str(conf)]}, url=None, ca_pem=None,
+            insecure=False, reserve=0,
+        )  # fmt: skip
+        assert bench.helper.answer(order)["event"] == "error"  # its module is not loaded
+        bench.helper.load("cache", "qemu", "probe", "vmware_probe")
+        order = bench.helper.order(
+            "vmware_probe", settings={"nova_conf": [str(conf)]}, url=None, ca_pem=None,
+            insecure=False, reserve=0,
+        )  # fmt: skip
+        states = {one["name"]: one["state"] for one in bench.helper.result(order)["checks"]}
+        assert states["vcenter"] == states["config"] == states["space"] == "ok"
