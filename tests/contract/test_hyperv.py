@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from contract.driver_suite import Bench, DriverSuite, Stock
+from contract.life_suite import LifeSuite
 from contract.test_drivers import _OverSsh
 from imgcache.drivers.hyperv import HypervDriver
 from imgcache.model import Host, HostSettings
@@ -57,7 +58,7 @@ def hyperv_bench(tmp_path: Path, windows: Wine) -> Bench:
     return Bench(HypervDriver(), host, transport, instances, cached, VhdStock())
 
 
-class TestHypervUnderWine(DriverSuite):
+class TestHypervUnderWine(DriverSuite, LifeSuite):
     cannot = frozenset({"prove"})
 
     @pytest.fixture
