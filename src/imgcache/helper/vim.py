@@ -33,6 +33,7 @@ _ANSWER_S = 90
 #: A connection that was idle for so long may be half dead: servers close theirs after some seconds more.
 _IDLE_S = 5.0
 _MAX_ANSWER_BYTES = 64 << 20
+_STEP_BYTES = 64 << 10
 
 SERVICE = Ref("ServiceInstance", "ServiceInstance")
 
@@ -93,7 +94,7 @@ class Vim:
         try:
             self._connection.request("POST", "/sdk", body.encode("utf-8"), headers)
             response = self._connection.getresponse()
-            data = response.read(_MAX_ANSWER_BYTES)
+            data = _all_of(response)
         except (OSError, http.client.HTTPException) as error:
             self.hang_up()
             raise Failure(
@@ -286,6 +287,18 @@ class Vim:
             pass
         finally:
             self.check = check
+
+
+def _all_of(response):
+    """Return a body, in steps: what is asked for at once, old Pythons allocate at once."""
+    parts, size = [], 0
+    while size < _MAX_ANSWER_BYTES:
+        part = response.read(_STEP_BYTES)
+        if not part:
+            break
+        parts.append(part)
+        size += len(part)
+    return b"".join(parts)
 
 
 def tls_context(ca_file, insecure):
