@@ -29,7 +29,7 @@ WAITS: dict[str, Any] = {"lock_wait_s": 0.3, "sharing_s": 0.3}
 
 def listed(helper: Controller, *, use: bool = True) -> dict[str, dict[str, Any]]:
     """Return name -> row."""
-    number = helper.order("hyperv_list", use=use, settings={"nova_conf": None})
+    number = helper.order("hyperv_list", formats=True, use=use, settings={"nova_conf": None})
     return {row["name"]: row for row in rows_of(helper, number)}
 
 
@@ -78,7 +78,10 @@ def test_a_listing_tells_all_there_is(hyperv_host: WindowsHost) -> None:
     assert (row["size"], row["format"], row["users"]) == (len(DATA), "vhd", 1)
     assert row["used_by"][0].endswith(windows_path(disk)[-20:])
     assert row["inode"] > 0
-    assert row["mtime_ns"] == pytest.approx(final.stat().st_mtime_ns, abs=1000)
+    final.write_bytes(bytes(len(DATA)))
+    assert listed(helper)[IMAGE_ID]["format"] == "raw"
+    age(final)
+    assert row["mtime_ns"] == pytest.approx(final.stat().st_mtime_ns, abs=2e9)
     assert row["age"] == pytest.approx(2 * DAY_S, abs=120)
     assert row["manifest"]["image_id"] == IMAGE_ID
 

@@ -95,8 +95,7 @@ class HypervDriver(Driver):
 
     async def inspect(self, context: HostContext, *, formats: bool, use: bool) -> HostCache:
         """See ``Driver.inspect``."""
-        del formats
-        return await hyperv_life.inspect(context, use=use)
+        return await hyperv_life.inspect(context, formats=formats, use=use)
 
     async def remove(
         self,

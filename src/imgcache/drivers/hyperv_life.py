@@ -82,12 +82,12 @@ async def opened_cache(
             yield talk, answer.fields
 
 
-async def inspect(context: HostContext, *, use: bool) -> HostCache:
-    """See ``Driver.inspect``; the format is always told, by the file's ending."""
+async def inspect(context: HostContext, *, formats: bool, use: bool) -> HostCache:
+    """See ``Driver.inspect``."""
     async with opened_cache(context, LIFE_MODULES) as (talk, opened):
         rows = EntryRows(_SHAPES)
         settings = settings_for_helper(context.host.settings)
-        order = talk.order("hyperv_list", use=use, settings=settings)
+        order = talk.order("hyperv_list", formats=formats, use=use, settings=settings)
         answer = await talk.result(order, timeout_s=_ANSWER_S, on_rows=rows.take)
         return cache_from(opened, answer.fields, rows.entries)
 

@@ -9,7 +9,7 @@ import json
 import os
 import time
 
-from . import hyperv, hyperv_use, winstore
+from . import hyperv, hyperv_use, vhd, winstore
 from .core import Failure
 from .watch import watch as watch_of
 
@@ -169,7 +169,7 @@ class Listing:
             "kind": kind,
             "size": status.st_size,
             "allocated": status.st_size,
-            "format": name.rpartition(".")[2] if kind in ("original", "resized") else None,
+            "format": None,
             "mtime_ns": status.st_mtime_ns,
             "age": time.time() - status.st_mtime,
             "inode": winstore.inode_of(status),
@@ -179,6 +179,8 @@ class Listing:
             "live": bool(live),
             "manifest": None,
         }
+        if self.order["formats"] and kind in ("original", "resized"):
+            row["format"] = header_format(os.path.join(self.store.path, name))
         if self.scan and kind in ("original", "resized"):
             users = sorted(self.users_of(name))
             row["users"] = None if self.scan.problems else len(users)
@@ -190,6 +192,21 @@ class Listing:
     def users_of(self, name):
         """Return who needs a file, or a copy that was made of it: Nova renews them together."""
         return users_of(self.scan, name)
+
+
+def header_format(path):
+    """Return a file's format by its header, ``raw`` when it has none; None when it cannot be read."""
+    try:
+        fd = winstore.open_shared(path)
+    except (OSError, Failure):
+        return None
+    try:
+        kind = vhd.kind_of(fd, os.fstat(fd).st_size)
+        return kind or ("iso" if vhd.is_iso(fd) else "raw")
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
 
 
 def users_of(scan, name):
