@@ -110,6 +110,8 @@ class HostSettings:
     """Free space that must remain on the cache's file system; None: max of 5 % and 10 GiB."""
     endpoint: str | None = None
     """The host's own URL, for drivers that speak HTTP with it."""
+    datastores: tuple[str, ...] | None = None
+    """For vmwareapi: their names, or only ``emptiest``; None: all that Nova may choose."""
     relay_address: str | None = None
     """Where other hosts of its site reach it, and what it listens on; None: ``address``, everywhere."""
     relay_ports: tuple[int, int] | None = None

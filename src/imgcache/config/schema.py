@@ -23,6 +23,7 @@ from imgcache.config.fields import (
     LinkRate,
     LocalPath,
     Login,
+    Names,
     NodeSetText,
     NodeUrl,
     Ports,
@@ -77,6 +78,7 @@ class SettingsEntry(_FileModel):
     images_type: Literal["raw", "flat", "qcow2", "lvm", "rbd", "ploop", "default"] | None = None
     reserve: SizeBytes | None = None
     endpoint: NodeUrl | None = None
+    datastores: Names | None = None
     relay_address: HostName | None = None
     relay_ports: Ports | None = None
     relay_tls: Switch | None = None

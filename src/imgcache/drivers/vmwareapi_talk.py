@@ -57,7 +57,8 @@ async def opened(
         HostError: see ``HostContext.converse``; besides ``config``, ``auth``, ``tls``, ``unreachable``.
     """
     async with context.converse((*BASE_MODULES, *modules)) as talk:
-        order = talk.order("vmware_open", settings=settings(context.host.settings))
+        host = context.host.settings
+        order = talk.order("vmware_open", settings=settings(host))
         async with talk.keep_alive():
             try:
                 answer = await talk.result(order, timeout_s=ANSWER_S)
@@ -76,6 +77,7 @@ def settings(host: HostSettings) -> dict[str, object]:
     """Return the part of the settings that overrides the host's nova.conf."""
     return {
         "cache_subdirectory": host.cache_subdirectory,
+        "datastores": list(host.datastores) if host.datastores else None,
         "nova_conf": list(host.nova_conf) if host.nova_conf else None,
     }
 

@@ -94,7 +94,7 @@ class Settings:
         self.host = self.values["host_ip"].strip("[]")
         self.given_folder = settings.get("cache_subdirectory")
         self.base, self.guessed = self._base()
-        self.wanted = order.get("datastores")
+        self.wanted = settings.get("datastores")
 
     def _read(self, name):
         value, origin = self.conf.get(name)

@@ -103,6 +103,14 @@ def test_only_datastores_that_nova_would_take_count(vcenter: VCenter, tmp_path: 
     assert opened(vcenter, tmp_path)["datastores"] == ["LocalDS_0"]
 
 
+def test_an_inventory_may_choose_among_them(bench: Bench) -> None:
+    assert bench.open(datastores=["LocalDS_0"])["datastores"] == ["LocalDS_0"]
+    assert len(bench.open(datastores=["emptiest"])["datastores"]) == 1
+    answer = bench.open(datastores=["LocalDS_0", "nas-7"])
+    assert (answer["event"], answer["code"]) == ("error", "config")
+    assert "nas-7" in answer["message"]
+
+
 def test_vsan_takes_imported_disks_only(bench: Bench) -> None:
     for name in bench.vcenter.stores:
         bench.vcenter.ask("store", name=name, type="vsan")
