@@ -159,7 +159,7 @@ def test_what_somebody_has_open_is_kept(hyperv_host: WindowsHost) -> None:
     helper = hyperv_host.start()
     final = aged_final(hyperv_host, helper)
     row = listed(helper)[IMAGE_ID]
-    reader = hyperv_host.run_python(f"file = open({windows_path(final)!r}, 'rb')")
+    reader = hyperv_host.run_python(f"held = open({windows_path(final)!r}, 'rb')")
     answer = remove(helper, row)
     assert (answer["state"], answer["code"]) == ("kept", "in-use")
     assert final.exists()
@@ -201,7 +201,7 @@ def test_an_entry_whose_lock_is_held_is_kept(hyperv_host: WindowsHost) -> None:
     final = aged_final(hyperv_host, helper)
     lock = windows_path(hyperv_host.base / f"nova-{final.name}-cache.lock")
     hyperv_host.run_python(
-        f"import msvcrt\nlock = open({lock!r}, 'a')\nmsvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)"
+        f"import msvcrt\nheld = open({lock!r}, 'a')\nmsvcrt.locking(held.fileno(), msvcrt.LK_NBLCK, 1)"
     )
     answer = remove(helper, listed(helper)[IMAGE_ID])
     assert (answer["state"], answer["code"]) == ("kept", "busy")
@@ -295,4 +295,6 @@ import ctypes
 ctypes.windll.kernel32.CreateFileW.restype = ctypes.c_void_p
 handle = ctypes.windll.kernel32.CreateFileW({path!r}, 0xC0000000, 0, None, 3, 0, None)
 assert handle != ctypes.c_void_p(-1).value
+class held:
+    close = lambda: ctypes.windll.kernel32.CloseHandle(ctypes.c_void_p(handle))
 """

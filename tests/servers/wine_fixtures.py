@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import threading
+import time
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
@@ -71,6 +72,13 @@ class WindowsHost:
         """Start a Windows program that does something and then waits; see ``Program``."""
         return self._stack.enter_context(Program(self.windows, code))
 
+    def wait_for(self, names: list[str]) -> None:
+        """Wait until these are the names in the cache: Windows closes a process's files after its end."""
+        deadline = time.monotonic() + 60
+        while self.names() != names:
+            assert time.monotonic() < deadline, self.names()
+            time.sleep(0.02)
+
     def names(self) -> list[str]:
         """Return the names in the cache, Nova's locks and our own folder left out."""
         return sorted(
@@ -81,18 +89,14 @@ class WindowsHost:
 
 
 class Program:
-    """Python code that runs on Windows, says ``ready``, and goes on until it is told to end."""
+    """Python code that runs on Windows and then holds what it has made, ``held``, until it is told to end."""
 
     def __init__(self, windows: wine.Wine, code: str) -> None:
-        lines = f"{code}\nprint('ready', flush=True)\nsys.stdin.read()\n"
+        lines = f"{code}\n{_HOLD}"
         source = base64.b64encode(lines.encode()).decode()
         boot = f"import base64,sys;exec(base64.b64decode('{source}'))"
         self.process = windows.start(wine.OTHER, "-I", "-c", boot)
-        assert self.process.stdout
-        said = self.process.stdout.readline()
-        if said.strip() != b"ready":
-            _, errors = self.process.communicate(timeout=30)
-            raise AssertionError(said + errors)
+        self._expect(b"ready")
 
     def __enter__(self) -> Self:
         return self
@@ -103,7 +107,27 @@ class Program:
     def end(self) -> None:
         """Let it end, which closes what it has open."""
         if self.process.returncode is None:
-            self.process.communicate(timeout=30)
+            assert self.process.stdin
+            self.process.stdin.close()
+            self._expect(b"closed")
+            self.process.stdin = None
+            self.process.communicate(timeout=60)
+
+    def _expect(self, word: bytes) -> None:
+        assert self.process.stdout
+        said = self.process.stdout.readline()
+        if said.strip() != word:
+            self.process.kill()
+            _, errors = self.process.communicate(timeout=60)
+            raise AssertionError(said + errors)
+
+
+_HOLD = """
+print("ready", flush=True)
+sys.stdin.read()
+held.close()
+print("closed", flush=True)
+"""
 
 
 @pytest.fixture
