@@ -124,16 +124,20 @@ def test_a_head_is_bounded(quick: Rig, head: bytes) -> None:
     answer.close()
 
 
-def test_tls_and_plain_do_not_mix(quick: Rig) -> None:
-    sock = quick.connect(bare=True)
-    if quick.tls:
-        sock.sendall(b"GET /image HTTP/1.1\r\nX-Auth-Token: x\r\n\r\n")
-        answer = Answer(sock)
-        assert b"HTTP" not in answer.rest()
-        answer.close()
-    else:
-        with pytest.raises((ssl.SSLError, ConnectionError, TimeoutError)):
-            quick.context().wrap_socket(sock)
+@pytest.mark.parametrize("tls", [True, False])
+def test_tls_and_plain_do_not_mix(helper: Controller, instances: Path, tls: bool) -> None:
+    """Both sides learn it at once: not after the time that a head may take."""
+    with Rig(helper, instances, tls=tls, times={"head_s": 600}) as rig:
+        rig.grow("image", DATA)
+        sock = rig.connect(bare=True)
+        if tls:
+            sock.sendall(b"GET /image HTTP/1.1\r\nX-Auth-Token: x\r\n\r\n")
+            answer = Answer(sock)
+            assert b"HTTP" not in answer.rest()
+            answer.close()
+        else:
+            with pytest.raises((ssl.SSLError, ConnectionError)):
+                rig.context().wrap_socket(sock)
 
 
 @pytest.mark.parametrize("tls", [True, False])
@@ -191,6 +195,17 @@ def test_a_reader_that_never_reads_holds_nothing_up(
         reader.close()
         rig.wait_until(lambda held: held["connections"] == 0)
         assert len(lazy.rest()) < len(data)
+
+
+def test_a_connection_on_which_nothing_is_sent_ends(helper: Controller, instances: Path) -> None:
+    """Also when it is for want of bytes: the reader may find them elsewhere."""
+    with Rig(helper, instances, tls=False, times={"idle_s": 2.0}) as rig:
+        rig.grow("image", DATA)
+        rig.append("image", 1000)
+        reader = rig.ask("image")
+        assert reader.read(1000) == DATA[:1000]
+        assert reader.rest() == b""
+        assert rig.count()["offers"] == ["image"]
 
 
 def test_readers_that_die_leave_nothing(rig: Rig) -> None:
