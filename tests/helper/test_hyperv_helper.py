@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from helper.controller import LIMITS, PUSH, Controller, from_service, image_of
+from helper.test_helper_tls import Authority
+from imgcache.helper import hyperv
 from servers.misbehaving_http import HttpServer, flip_bit, reset_after, serve, stall_after
 from servers.vhd_files import differencing_vhd, fixed_vhd, footer
 from servers.wine import INSTALLED, OTHER, windows_path
@@ -298,3 +300,30 @@ def test_the_hosts_nova_conf_says_where_the_cache_is(
     assert opened(helper, None)["code"] == "config"
     number = helper.order("hyperv_touch", image_id=IMAGE["id"], size=1, dry=False)
     assert helper.error(number)["code"] == "config"
+
+
+def test_the_image_service_is_trusted_by_the_certificates_given(
+    hyperv_host: WindowsHost, tmp_path: Path
+) -> None:
+    authority = Authority()
+    helper = hyperv_host.start(OTHER)  # from 3.13 on Python wants more of a CA than this one has
+    with HttpServer(authority.server(tmp_path)) as server:
+        url = server.route("/file", DATA)
+        refused = order_fetch(helper, source=from_service(url))
+        assert helper.error(refused)["code"] == "tls"
+        trusted = order_fetch(helper, source=from_service(url, ca_pem=authority.pem))
+        assert helper.result(trusted)["state"] == "cached"
+
+
+@pytest.mark.parametrize(
+    ("command", "paths"),
+    [
+        ('svc.exe nova-compute --config-file "C:\\a b\\nova.conf"', ["C:\\a b\\nova.conf"]),
+        ("x --config-file=C:\\a.conf --config-file C:\\b.conf", ["C:\\a.conf", "C:\\b.conf"]),
+        ("C:\\svc.exe nova-compute", []),
+        ("", []),
+    ],
+)
+def test_the_services_command_names_its_configuration(command: str, paths: list[str]) -> None:
+    found: Any = hyperv.config_files_of
+    assert found(command) == paths

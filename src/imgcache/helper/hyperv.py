@@ -26,7 +26,7 @@ _INSTALLED = "Cloudbase Solutions\\OpenStack\\Nova\\etc\\nova.conf"
 
 def nova_confs():
     """Return the configuration files that nova-compute's service names, else the installer's."""
-    named = [one or two for one, two in _CONFIG_FILE.findall(service_command())]
+    named = config_files_of(service_command())
     if named:
         return [path for path in named if os.path.exists(path)]
     folders = [
@@ -37,6 +37,11 @@ def nova_confs():
         if folder and not found:
             found = sorted(glob.glob(os.path.join(glob.escape(folder), _INSTALLED)))
     return found
+
+
+def config_files_of(command):
+    """Return the configuration files that a command line names, in its order."""
+    return [quoted or plain for quoted, plain in _CONFIG_FILE.findall(command)]
 
 
 def service_command():
