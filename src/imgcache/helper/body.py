@@ -42,6 +42,7 @@ class Body:
         self.least = LeastRate(limits)
         self.sock = None
         self.told = False
+        self.buffered = True
 
     def attach(self, sock):
         """Take a connection that was just made."""
@@ -52,7 +53,7 @@ class Body:
 
     def read(self, response, endless):
         """Read until the size is reached, and, when the body's length was not announced, one byte on."""
-        sink = self.sink
+        sink, self.buffered = self.sink, True
         while sink.count < sink.size:
             before = sink.count
             error = self._fill(response, endless)
@@ -92,10 +93,29 @@ class Body:
         want = self.bucket.allow(want)
         # A chunk's head may come byte by byte within one call, each just in time.
         self.watch.give_up_in(2 * self.stall_s)
-        got = self.least.timed(self.bucket.rate, _read_some, response, view[:want])
+        got = self.least.timed(self.bucket.rate, self._take, response, view[:want])
         self.watch.give_up_in(None)
         self.bucket.spend(got)
         return got
+
+    def _take(self, response, view):
+        """Read what is there, at least a byte, at most ``view``; 0 at the end.
+
+        Past the headers a body of announced or endless length is the bare connection: it is read without a
+        copy, and without the buffer of ``fp``, which would wait for more with bytes in hand.
+        Source: CPython ``Modules/_io/bufferedio.c`` (``_buffered_readinto_generic``, ``read1``).
+        """
+        if response.chunked:
+            data = response.read1(len(view))
+        elif response.fp is None:
+            return 0
+        elif self.buffered:
+            data = response.fp.read1(len(view))
+            self.buffered = len(data) == len(view)
+        else:
+            return response.fp.raw.readinto(view)
+        view[: len(data)] = data
+        return len(data)
 
     def _tell(self, count):
         tell = self.watch.tell if self.told else self.watch.announce
@@ -113,7 +133,7 @@ class Body:
             raw = response.fp.raw._sock if response.fp else None
             if raw is not None:
                 raw.settimeout(_SURPLUS_S)
-            surplus = _read_some(response, memoryview(bytearray(1)))
+            surplus = self._take(response, memoryview(bytearray(1)))
         except (OSError, ValueError, AttributeError, http.client.HTTPException):
             return  # all bytes are here; whether they are the right ones the digest tells
         if surplus:
@@ -205,18 +225,6 @@ def _is_waiting(sock):
     poller = select.poll()
     poller.register(sock, select.POLLIN)
     return bool(poller.poll(0))
-
-
-def _read_some(response, view):
-    """Read what is there, at least a byte, at most ``view``; 0 at the end.
-
-    Past the headers a body of announced or endless length is the bare connection: read it without a copy.
-    """
-    if response.chunked:
-        data = response.read1(len(view))
-        view[: len(data)] = data
-        return len(data)
-    return response.fp.readinto1(view) if response.fp else 0
 
 
 def fit_buffer(sock, rate):
