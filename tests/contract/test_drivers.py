@@ -13,6 +13,7 @@ from imgcache.drivers.base import Driver, UnsupportedError
 from imgcache.drivers.capabilities import supports
 from imgcache.drivers.libvirt import LibvirtDriver
 from imgcache.drivers.registry import DRIVERS
+from imgcache.errors import ErrorCode
 from imgcache.model import Host, HostSettings
 from imgcache.transport.local import LocalTransport
 from imgcache.transport.ssh import SshTransport
@@ -61,6 +62,17 @@ class _OverSsh:
         there = Host(host.name, host.aggregate, host.cell, host.site, reached)
         async with self._ssh.open(there, command) as session:
             yield session
+
+
+def test_packages_are_not_for_libvirt(tmp_path: Path) -> None:
+    bench = libvirt_bench(tmp_path)
+    package = bench.stock.add(b"x" * 4096, disk_format="vmdk", container_format="ova")
+    good = bench.stock.add(b"y" * 4096)
+    told = bench.precache(package, good)
+    assert told.outcomes == {
+        package.name: ("error", ErrorCode.FORMAT), good.name: ("cached", None),
+    }  # fmt: skip
+    assert bench.cached(package) is None
 
 
 class TestLibvirtHere(DriverSuite):

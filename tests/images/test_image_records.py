@@ -82,6 +82,16 @@ def test_what_may_not_be_cached_says_why(changes: dict[str, Any], what: str) -> 
     assert what in problem(**changes).what
 
 
+def test_what_back_ends_need_to_know_is_kept_and_nothing_else() -> None:
+    found = image(
+        disk_format="vmdk", container_format="ova", vmware_disktype="sparse", hw_disk_bus="ide",
+        hw_scsi_model=None, os_secret="x",
+    )  # fmt: skip
+    assert found.properties == {"vmware_disktype": "sparse", "hw_disk_bus": "ide"}
+    assert found.container_format == "ova"
+    assert isinstance(hash(found), int)
+
+
 def test_several_reasons_are_told_together() -> None:
     told = problem(disk_format="vhd", container_format="ova", img_signature="x").what
     assert all(word in told for word in ("vhd", "ova", "signed"))

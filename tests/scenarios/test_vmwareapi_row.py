@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 
 from contract.test_vmwareapi_nova import NOVA_PYTHON, Judge
-from helper.vmware.disks import iso, plain, vmdk
+from helper.vmware.disks import iso, ova, plain, vmdk
 from servers.fleet_fixtures import add_image
 from servers.life_fixtures import schema
 from servers.openstack import MEMBER
@@ -139,22 +139,37 @@ def test_a_check_tells_what_is_wrong(cluster: Fleet, vcenter: VCenter, tmp_path:
 
 
 @pytest.mark.openstack
-def test_a_host_downloads_sparse_disks_from_glance_by_itself(
+def test_a_host_downloads_from_glance_what_its_properties_say(
     cluster: Fleet, vcenter: VCenter, cloud: KeystoneAndGlance, judged: Judge
 ) -> None:
     cluster.image_service = {"kind": "glance"}
     cluster.environ = cloud.environ(MEMBER)
-    image_id = cloud.glance.upload(
-        "sparse", vmdk("monolithicSparse"), token=cloud.token(MEMBER), disk_format="vmdk",
-        vmware_disktype="sparse",
-    )  # fmt: skip
-    done = cluster.run("precache", "--all", "sparse", "-f", "json", "-vv")
+    token = cloud.token(MEMBER)
+    glance = cloud.glance
+    contents = {"sparse": vmdk("monolithicSparse"), "package": ova()}
+    ids = {
+        "sparse": glance.upload(
+            "sparse", contents["sparse"], token=token, disk_format="vmdk", vmware_disktype="sparse"
+        ),
+        "package": glance.upload(
+            "package", contents["package"], token=token, disk_format="vmdk", container_format="ova"
+        ),
+    }
+    done = cluster.run("precache", "--all", "sparse", "package", "-f", "json", "-vv")
     assert done.returncode == 0, (done.stdout, done.stderr)
-    [one] = json.loads(done.stdout)["outcomes"]
-    assert (one["outcome"], one["source"]) == ("cached", "service")
-    assert one["bytes_fetched"] == len(vmdk("monolithicSparse"))
-    image = {"id": image_id, "size": one["bytes_fetched"], "disk_type": "sparse", "format": "vmdk"}
-    answer = judged("look", images=[dict(image, container="bare")])
-    assert set(map(tuple, answer["found"].values())) == {("hit", len(plain()))}
+    found = {one["image_name"]: one for one in json.loads(done.stdout)["outcomes"]}
+    for name, data in contents.items():
+        assert (found[name]["outcome"], found[name]["source"]) == ("cached", "service")
+        assert found[name]["bytes_fetched"] == len(data)
+    images = [
+        {
+            "id": ids[name], "size": len(data), "disk_type": "sparse", "format": "vmdk",
+            "container": "ova" if name == "package" else "bare",
+        }
+        for name, data in contents.items()
+    ]  # fmt: skip
+    answer = judged("look", images=images)
+    assert {said for said, _ in answer["found"].values()} == {"hit"}
+    assert answer["found"][f"LocalDS_0 {ids['sparse']}"][1] == len(plain())
     secrets = [PASSWORD, MEMBER.password]
     assert not [secret for secret in secrets if secret in done.stdout + done.stderr]

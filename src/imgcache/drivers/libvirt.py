@@ -89,6 +89,7 @@ class LibvirtDriver(Driver):
         The orders that look and touch leave together with the helper's code, before the host has said
         a word: a host that has everything costs one exchange.
         """
+        images = [image for image in images if not _refused(context, image)]
         async with context.converse(WARM_MODULES) as talk:
             opened = talk.order("open", settings=settings_for_helper(context.host.settings))
             touches = [(image, self._order_touch(context, talk, image)) for image in images]
@@ -258,6 +259,16 @@ class LibvirtDriver(Driver):
         if not touched:
             context.notice(f"{image.name}: {reason}")
         return True
+
+
+def _refused(context: HostContext, image: Image) -> bool:
+    """Report an image that no host of this kind can boot from."""
+    if image.container_format != "ova":
+        return False
+    context.begin(image)
+    reason = "Nova boots packages (container format ova) on vSphere only"
+    context.report(image, OutcomeWord.ERROR, code=ErrorCode.FORMAT, reason=reason)
+    return True
 
 
 async def _fetch_all(context: HostContext, talk: Conversation, images: Sequence[Image]) -> None:

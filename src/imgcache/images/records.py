@@ -13,7 +13,8 @@ from imgcache.text import printable
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: ``compressed`` and ``ova`` hold something else than a disk; Nova cannot boot them.
+#: ``compressed`` and ``ova`` hold something else than a disk; Nova cannot boot them, except from an ``ova``
+#: with a VMDK on vSphere.
 CACHEABLE_CONTAINER_FORMATS = frozenset({"bare", "ami", "ari", "aki"})
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
@@ -118,7 +119,8 @@ def _content_faults(record: Mapping[str, Any]) -> list[tuple[str, str | None]]:
             (f"has disk format {printable(disk_format) or 'none'}", f"cacheable are {allowed}")
         )
     container = _text(record, "container_format")
-    if container not in CACHEABLE_CONTAINER_FORMATS:
+    package = (container, disk_format) == ("ova", "vmdk")
+    if container not in CACHEABLE_CONTAINER_FORMATS and not package:
         faults.append(
             (f"has container format {printable(container) or 'none'}", "Nova boots bare images")
         )
