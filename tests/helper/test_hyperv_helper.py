@@ -268,7 +268,9 @@ def test_a_file_of_another_size_is_damaged(hyperv_host: WindowsHost) -> None:
     assert helper.error(order)["code"] == "damaged"
 
 
-@pytest.mark.parametrize("name", ["..\\x", "a" * 36, "C:", "", IMAGE["id"].upper() + "/"])
+@pytest.mark.parametrize(
+    "name", ["..\\x", "a" * 36, "C:", "", "7A11BADE-0000-4000-8000-000000000001"]
+)
 def test_names_are_only_made_of_ids(hyperv_host: WindowsHost, name: str) -> None:
     helper = hyperv_host.start()
     order = helper.order("hyperv_touch", image_id=name, size=1, dry=False)
