@@ -32,9 +32,12 @@ HASTY = Patience(base_s=0.5, bytes_per_s=1e9, first_poll_s=0.05, last_poll_s=0.2
 
 
 class NodeContext(Context):
-    """A context that tells of each wait for a node that is away."""
+    """A context that tells of each wait for a node that is away, and keeps what operators were told."""
 
     on_back_off: Callable[[], None] | None = None
+
+    def notice(self, message: str, *, hint: str | None = None) -> None:
+        self.calls.append(("notice", message))
 
     async def back_off(
         self, image: Image | None, attempt: int, reason: str, after_s: float | None

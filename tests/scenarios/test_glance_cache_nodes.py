@@ -125,6 +125,10 @@ def test_nodes_are_filled_listed_and_emptied(three: Desk, glance_nodes: GlanceNo
     ] * 3
     assert status["central"]["reclaimable_bytes"] == 0
 
+    pinned = three.words("precache", "--keep-for", "1h", "filled-a")
+    assert pinned == {name: ["existing driver"] for name in names}
+    assert "not pinned: Glance's cache knows no pins" in three.said
+
     assert three.words("delete", "filled-a") == {name: ["removed"] for name in names}
     assert three.words("delete", "filled-a") == {name: ["absent absent"] for name in names}
     assert three.run("list", "--missing", "filled-a", code=5)["missing"]
