@@ -93,6 +93,8 @@ class PrecacheReport(Report):
     """None: no first look was made."""
     min_coverage: float | None = None
     """The share of items that must be there in the end, above 0 and at most 1."""
+    would_be_refused: bool = False
+    """Of a dry run: without ``--dry-run`` nothing would be done, for it does not fit."""
     drivers: Mapping[str, str] = field(default_factory=dict)
     """Host -> its driver."""
 
@@ -104,8 +106,13 @@ class PrecacheReport(Report):
         return sum(word in _THERE for word in words) / possible if possible else 1.0
 
     def exit_code(self) -> ExitCode:
-        """Return as ``Report``; and 5 where that is 0, but time ran out or too little is covered."""
+        """Return as ``Report``; and 5 where that is 0, but time ran out or too little is covered.
+
+        Of a dry run whose plan does not fit, 3: as the run itself would end.
+        """
         code = Report.exit_code(self)
+        if self.would_be_refused and self.interrupted is None:
+            return ExitCode.REFUSED
         if code is not ExitCode.OK:
             return code
         cut_short = any(one.code in _CUT_SHORT for one in self.outcomes)

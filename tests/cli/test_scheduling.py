@@ -174,6 +174,10 @@ def test_a_plan_that_cannot_fit_is_refused_unless_partial(site: Site) -> None:
     )
     assert "--partial" in done.stderr
     assert "bergen: 132000" not in done.stderr
+    limits = ("--all", "small", "--deadline", "60s", "--source", "push")
+    document = site.result(*limits, "--dry-run", code=3)
+    assert [one["fits"] for one in document["plan"]] == [False, None]
+    site.result(*limits, "--dry-run", "--partial", code=0)
     assert not list(site.folder.glob("host-*/_base/*"))
 
 

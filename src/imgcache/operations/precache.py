@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from imgcache.distribution import PrecachePlan, PrecacheReport
-from imgcache.errors import UsageError
+from imgcache.errors import UnsafePlanError, UsageError
 from imgcache.events import Notice, Planned
 from imgcache.operations.fleet import FleetRequest, driver_of, open_fleet
 from imgcache.operations.keep import PrecacheAndPin, pin_end
@@ -164,6 +164,9 @@ async def execute_precache(
         interrupted=fleet.interrupted,
         plan=plans,
         min_coverage=request.min_coverage,
+        would_be_refused=request.dry_run
+        and not request.partial
+        and any(one.fits is False for one in plans or ()),
         drivers=fleet.drivers,
     )
 
@@ -192,7 +195,12 @@ class _Run:
         """Look at all hosts."""
         async with self._sources() as sources:
             outcomes = await self._pass(self._plan.hosts, _precache_host, sources, None)
-        return outcomes, self._site_plans(outcomes)
+        plans = self._site_plans(outcomes)
+        try:
+            self._refuse(plans)
+        except UnsafePlanError as error:
+            self._fleet.sink.emit(Notice(f"would be refused: {error.message}", hint=error.hint))
+        return outcomes, plans
 
     async def wet(self) -> _Ended:
         """Look at the hosts first, if there are limits; then do it."""
@@ -225,8 +233,7 @@ class _Run:
         async with self._sources() as sources:
             outcomes = await self._fleet.look(hosts, _precache_host, sources, self._plan.images_of)
         plans = self._site_plans(outcomes)
-        if self._fleet.interrupted is None and not self._request.partial:
-            refuse_what_does_not_fit(plans, self._schedule)
+        self._refuse(plans)
         waiting = {host.name for host in hosts if self._schedule.waits(host.site)}
         dead = {
             name: found
@@ -235,6 +242,10 @@ class _Run:
         }
         self._fleet.report_dead(dead)
         return plans, dead
+
+    def _refuse(self, plans: tuple[SitePlan, ...]) -> None:
+        if self._fleet.interrupted is None and not self._request.partial:
+            refuse_what_does_not_fit(plans, self._schedule)
 
     def _site_plans(self, outcomes: Sequence[Outcome]) -> tuple[SitePlan, ...]:
         plans = plan_sites(
