@@ -13,6 +13,7 @@ import http.client
 import sys
 import threading
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -28,7 +29,6 @@ from imgcache.transport.local import LocalTransport
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from imgcache.events import Event
     from imgcache.operations.sites import Sites
@@ -264,6 +264,13 @@ class Rig:
         """No final, no staging file."""
         assert [image.name for image in images if self.final(image).exists()] == []
         assert self.leftovers() == []
+
+    def assert_resumable(self, *images: Image) -> None:
+        """No final; at most what the next run goes on with: staging files with their journals."""
+        assert [image.name for image in images if self.final(image).exists()] == []
+        left = self.leftovers()
+        assert all(path.endswith(".staging") and Path(f"{path}.json").exists() for path in left)
+        assert len(left) <= len(images)
 
     def tokens_seen(self) -> list[str | None]:
         return [request.header("x-auth-token") for request in self.server.requests]
