@@ -307,6 +307,8 @@ class CacheEntry:
 
     None: its ``image_id``, or of an original its own name.
     """
+    partial: bool = False
+    """The back end keeps copies in several places, and not all have one: it is missing as well as there."""
     hits: int | None = None
     """How often it was used, for back ends that count."""
 

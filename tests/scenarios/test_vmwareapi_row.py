@@ -96,6 +96,12 @@ def test_the_life_of_images_on_a_cluster(cluster: Fleet, vcenter: VCenter, judge
     }  # fmt: skip
     gate = cluster.run("list", "--all", "--missing", "debian-12")
     assert gate.returncode == 0, gate.stdout
+    # missing on one datastore is missing: Nova may choose that one
+    folder = vcenter.cached(DISK)[0]
+    folder.rename(folder.with_name("away"))
+    gate = cluster.run("list", "--all", "--missing", "debian-12")
+    assert gate.returncode == 5, gate.stdout
+    folder.with_name("away").rename(folder)
 
     assert set(outcomes(cluster, "verify", "--all").values()) == {("intact", None)}
     assert outcomes(cluster, "pin", "--all", "rescue", "--for", "30d") == {

@@ -105,6 +105,7 @@ def entry_from(row: Fields, shapes: Shapes = LIBVIRT_SHAPES) -> CacheEntry:
         live=row.get_bool("live"),
         manifest=_manifest_from(manifest) if manifest else None,
         base=intern(name[: shapes.base_length]) if kind is EntryKind.RESIZED else None,
+        partial=row.opt_bool("partial") or False,
     )
 
 

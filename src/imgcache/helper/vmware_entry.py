@@ -184,6 +184,7 @@ class Look:
             "age": self.age(copies),
             "inode": self.identity(copies),
             "links": 1,
+            "partial": count < all_count,
             "users": None if use is None or use.problems else len(users),
             "used_by": (users or [])[:3],
             "live": False,

@@ -207,9 +207,9 @@ def _missing(
 
 
 def _is_whole(entry: CacheEntry) -> bool:
-    return entry.size_bytes > 0 and (
-        entry.manifest is None or entry.manifest.stored_size_bytes == entry.size_bytes
-    )
+    known = entry.manifest
+    right = known is None or known.stored_size_bytes == entry.size_bytes
+    return entry.size_bytes > 0 and right and not entry.partial
 
 
 def _report(fleet: Fleet, found: Mapping[str, _HostList], plan: ListPlan) -> ListReport:
