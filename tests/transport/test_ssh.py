@@ -410,6 +410,51 @@ def test_handshakes_are_capped_but_slow_ones_lend_their_place(
     assert len(seen) == 25
 
 
+@pytest.mark.row("S4")
+def test_handshakes_behind_one_jump_host_are_capped_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SLOT_S", 60.0)
+    enough = asyncio.Event()
+    seen: list[int] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(len(seen))
+        if len(seen) == module.HANDSHAKES:
+            enough.set()
+        await reader.read(-1)
+        writer.close()
+
+    async def run() -> None:
+        listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with ssh_server(tmp_path / "jump", forward=True) as jump, SshTransport() as ssh:
+            settings = jump.host_settings(
+                address="127.0.0.1",
+                port=listener.sockets[0].getsockname()[1],
+                proxy_jump=f"nova@127.0.0.1:{jump.port}",
+                connect_timeout_s=60.0,
+            )
+            # Other files, so connections of their own to the jump host.
+            other = tmp_path / "other_known_hosts"
+            other.write_text(jump.known_hosts.read_text())
+            calls = [
+                asyncio.ensure_future(shout(ssh, **{**settings, **more}))
+                for more in ({}, {"known_hosts": other})
+                for _ in range(module.HANDSHAKES)
+            ]
+            await asyncio.wait_for(enough.wait(), 30)
+            await asyncio.sleep(0.3)
+            assert len(seen) == module.HANDSHAKES
+            for call in calls:
+                call.cancel()
+            await asyncio.wait(calls)
+            assert len(jump.connections) == 2
+        listener.close()
+        await asyncio.sleep(0.1)
+
+    asyncio.run(run())
+
+
 @pytest.mark.row("S5")
 def test_a_server_that_opens_no_session_says_so(tmp_path: Path) -> None:
     error = failure_with_server(tmp_path, sessions=False)

@@ -68,8 +68,9 @@ class _Jump:
     """One jump host's shared state."""
 
     name: str
+    slots: asyncio.Semaphore
+    """Handshakes with hosts behind it."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(HANDSHAKES))
     link: _Link | None = None
     error: HostError | None = None
     failed_at: float = 0.0
@@ -103,6 +104,8 @@ class SshTransport:
         self._options = base_options()
         self._slots = asyncio.Semaphore(HANDSHAKES)
         self._jumps: dict[_JumpKey, _Jump] = {}
+        #: One for each jump host, however many keys hosts behind it are reached with.
+        self._jump_slots: dict[tuple[str, ...], asyncio.Semaphore] = {}
 
     async def __aenter__(self) -> SshTransport:
         return self
@@ -182,7 +185,9 @@ class SshTransport:
             HostError: code ``jump``; the same for all hosts behind it while it cannot be reached.
         """
         before = await self._jump(hops[:-1], like, deadline_s) if len(hops) > 1 else None
-        jump = self._jumps.setdefault((hops, like.key_files, like.known_hosts), _Jump(hops[-1]))
+        slots = self._jump_slots.setdefault(hops, asyncio.Semaphore(HANDSHAKES))
+        key = (hops, like.key_files, like.known_hosts)
+        jump = self._jumps.setdefault(key, _Jump(hops[-1], slots))
         loop = asyncio.get_running_loop()
         async with jump.lock:
             if jump.alive:
