@@ -3,6 +3,7 @@
    FAULT=name:n:errno       fail with this error number, once
    FAULT=name:n:KILL        die by SIGKILL instead of the call; name:n:KILLAFTER: right after it
    FAULT=name:n:VANISH      FAULT_PATH is removed just before the call
+   FAULT=name:n:MOVE        FAULT_PATH gets the name FAULT_TO just before the call
    FAULT_EVER=1             also every later call
    FAULT_APPEARS=path       this file appears when the call fails
    FAULT_LOG=path           append one line per call
@@ -57,6 +58,10 @@ static int strikes(const char *name, const char *what) {
         return 1;
     if (!strcmp(fault_kind, "VANISH")) {
         unlink(getenv("FAULT_PATH"));
+        return 0;
+    }
+    if (!strcmp(fault_kind, "MOVE")) {
+        rename(getenv("FAULT_PATH"), getenv("FAULT_TO"));
         return 0;
     }
     if (!strcmp(fault_kind, "KILL"))

@@ -470,6 +470,28 @@ def test_a_published_final_is_not_cut(instances: Path) -> None:
     assert (instances / "_base" / BASE).read_bytes() == DATA
 
 
+@pytest.mark.row("T8")
+@pytest.mark.row("H18")
+@pytest.mark.parametrize("number", [1, 2])
+def test_what_is_published_just_before_it_is_locked_is_a_final(
+    instances: Path, shim: Path, number: int
+) -> None:
+    path = left(instances)
+    path.write_bytes(DATA)
+    final = instances / "_base" / BASE
+    faults = {
+        "LD_PRELOAD": str(shim), "FAULT": f"lock:{number}:MOVE", "FAULT_PATH": str(path),
+        "FAULT_TO": str(final),
+    }  # fmt: skip
+    if number == 2:  # the first lock is that of a file of its own
+        path.chmod(0o644)
+        journal_of(path).unlink()
+    with Controller(env=faults) as helper:
+        helper.open(instances)
+        assert helper.result(helper.fetch(IMAGE, PUSH, more=KEEP))["state"] == "existing"
+    assert final.read_bytes() == DATA
+
+
 @pytest.mark.row("H15")
 def test_without_locks_nothing_is_taken_over(instances: Path, shim: Path) -> None:
     left(instances)
