@@ -86,11 +86,16 @@ def test_the_part_of_one_that_ended_goes_to_the_others_at_once() -> None:
 
 
 def test_who_gets_less_is_told_before_who_gets_more() -> None:
-    budget = SiteBudget(1_000_000)
-    order: list[tuple[str, int]] = []
-    budget.open(lambda rate: order.append(("first", rate)))
-    budget.open(lambda rate: order.append(("second", rate)))
-    assert order == [("first", 950_000), ("first", 475_000), ("second", 475_000)]
+    clock = Clock()
+    budget = SiteBudget(1_000_000, clock=clock)
+    waiting, other = Download(budget, 0), Download(budget, 1e9)
+    run(clock, budget, [waiting, other], 10)
+    order: list[str] = []
+    waiting.share._on_rate = lambda _: order.append("more")
+    other.share._on_rate = lambda _: order.append("less")
+    waiting.link = 1e9
+    run(clock, budget, [waiting, other], 10)
+    assert order[:2] == ["less", "more"]
 
 
 @given(
