@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from imgcache.drivers import transfer
+from imgcache.drivers import order_fields
 from imgcache.errors import ErrorCode
 from imgcache.events import HostEnded
 from imgcache.operations import host_run
@@ -32,7 +32,7 @@ def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
     """One host; short pauses and short limits."""
     monkeypatch.setattr(host_run, "FIRST_BACK_OFF_S", 0.01)
     for name, value in {"stall_s": 1, "connect_s": 2, "min_rate_window_s": 1}.items():
-        monkeypatch.setitem(transfer.DEFAULT_LIMITS, name, value)
+        monkeypatch.setitem(order_fields.DEFAULT_LIMITS, name, value)
     (tmp_path / "hosts").mkdir()
     with http.HttpServer() as server:
         yield Rig(tmp_path / "hosts", server)
