@@ -81,7 +81,8 @@ def entry(number: int, **more: Any) -> CacheEntry:
     )
     made = replace(plain, **more)
     # As the libvirt driver reports copies.
-    return replace(made, base=made.name[:40]) if made.kind is EntryKind.RESIZED else made
+    copy = made.kind is EntryKind.RESIZED and made.base is None
+    return replace(made, base=made.name[:40]) if copy else made
 
 
 def cache(entries: Sequence[CacheEntry], **more: Any) -> HostCache:

@@ -32,8 +32,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
 
 def supports(driver: Driver, method: str) -> bool:
     """Return whether a driver has this method of ``Driver``."""
-    own = getattr(type(driver), method)
-    return own is not getattr(Driver, method) and method not in driver.unsupported
+    return getattr(type(driver), method) is not getattr(Driver, method)
 
 
 def why_not(driver: Driver, command: str) -> str | None:
