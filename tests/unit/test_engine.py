@@ -203,6 +203,22 @@ def test_a_host_that_waits_lends_its_place_to_another() -> None:
     assert order == ["h1", "h2", "h0"]
 
 
+@pytest.mark.row("S8")
+def test_waiting_for_a_place_again_is_not_the_hosts_own_time() -> None:
+    async def work(context: HostRun, images: Sequence[Image]) -> None:
+        if context.host.name == "h0":
+            for _ in range(3):
+                async with context.lend_place():
+                    await asyncio.sleep(0)
+        else:
+            # Three times this is more than one host's time.
+            await asyncio.sleep(0.4)
+        await cache_all(context, images)
+
+    outcomes = run(work, hosts=4, concurrency=1, timeout_s=0.9)
+    assert [one.outcome for one in outcomes] == [OutcomeWord.CACHED] * 4
+
+
 @pytest.mark.row("N13")
 @pytest.mark.parametrize(
     ("after_s", "low", "high"),

@@ -189,7 +189,7 @@ class Engine:
         run.has_place = run.begun = True
         self.sink.emit(HostStarted(run.host.name))
         try:
-            async with asyncio.timeout(self.limits.timeout_s):
+            async with asyncio.timeout(self.limits.timeout_s) as run.deadline:
                 await self._repeat(run, work)
         except UnsupportedError as error:
             run.give_up(OutcomeWord.UNSUPPORTED, error.code, error.message)

@@ -69,6 +69,8 @@ class HostRun:
         self.has_place = False
         #: Whether it has ever had a place.
         self.begun = False
+        #: When its time is over; while it has a place, or waits for one again.
+        self.deadline: asyncio.Timeout | None = None
         #: Whether the rollout knows that all is reported.
         self.told = False
         #: Whether the host has ever answered.
@@ -143,13 +145,26 @@ class HostRun:
         self.has_place = False
         try:
             yield
-            await places.take_back()
+            await self.take_back()
         except BaseException:
             # It is about to end, or to try something else: neither is worth another wait.
             places.take_back_now()
             raise
         finally:
             self.has_place = True
+
+    async def take_back(self) -> None:
+        """Wait for a place; that takes as long as others need, so it does not count as this host's time."""
+        deadline, loop = self.deadline, asyncio.get_running_loop()
+        when, began = (deadline.when() if deadline else None), loop.time()
+        if deadline is None or when is None or deadline.expired():
+            await self._engine.places.take_back()
+            return
+        deadline.reschedule(None)
+        try:
+            await self._engine.places.take_back()
+        finally:
+            deadline.reschedule(when + loop.time() - began)
 
     def must_stop(self) -> HostError | None:
         """See ``HostContext``."""
@@ -285,7 +300,7 @@ class _Patience:
         self._timer.cancel()
         self._run.reached = True
         if self._lent:
-            await self._engine.places.take_back()
+            await self._run.take_back()
             self._run.has_place, self._lent = True, False
             self._engine.answered(self._run.host)
 
