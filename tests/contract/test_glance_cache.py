@@ -139,7 +139,7 @@ def test_what_is_cached_and_queued_is_told_with_hits_and_last_use(bench: NodeBen
     assert fresh.size_bytes == fresh.allocated_bytes == 40_000
     assert fresh.users == 0
     assert 0 <= fresh.age_s < 600
-    bench.node.call("GET", f"/v2/images/{image.id}/file").raise_for_status()
+    bench.node.hit(image.id)
     (used,) = [entry for entry in bench.inspect().entries if entry.name == image.id]
     assert used.hits == 1
     assert used.mtime_ns > fresh.mtime_ns

@@ -110,7 +110,7 @@ def test_nodes_are_filled_listed_and_emptied(three: Desk, glance_nodes: GlanceNo
     both = glance_nodes.central.call("GET", f"/v2/cache/nodes/{ids[0]}").json()
     assert sorted(both) == sorted([glance_nodes.central.url, glance_nodes.second.url])
 
-    glance_nodes.sqlite.call("GET", f"/v2/images/{ids[0]}/file").raise_for_status()
+    glance_nodes.sqlite.hit(ids[0])
     listed = {(row["host"], row["image_name"]): row for row in three.run("list")["entries"]}
     assert listed.keys() == {(host, name) for host in names for name in ("filled-a", "filled-b")}
     one = listed["sqlite", "filled-a"]
@@ -141,7 +141,7 @@ def test_prune_goes_by_what_is_said_and_by_nothing_else(
     three.hosts = three.hosts[:1]
     first, second = three.upload("pruned-a", 100_000), three.upload("pruned-b", 100_000)
     three.run("precache", first, second)
-    glance_nodes.central.call("GET", f"/v2/images/{first}/file").raise_for_status()
+    glance_nodes.central.hit(first)
     assert three.words("prune") == {"central": ["kept policy"] * 2}
     assert three.words("prune", "--min-age", "30d") == {"central": ["kept young"] * 2}
     assert three.words("prune", "--min-free", "1G") == {"central": ["kept policy"] * 2}

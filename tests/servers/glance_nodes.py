@@ -6,6 +6,7 @@ A node can lack its cache, use another cache driver, and be stopped and started 
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -107,3 +108,16 @@ class GlanceNode:
     def state(self) -> Any:
         """Return what ``GET /v2/cache`` says."""
         return self.call("GET", "/v2/cache").json()
+
+    def hit(self, image_id: str) -> None:
+        """Download a cached image, and wait until the node has counted that: after the last byte."""
+        before = self._hits(image_id)
+        self.call("GET", f"/v2/images/{image_id}/file").raise_for_status()
+        deadline = time.monotonic() + 60
+        while self._hits(image_id) == before:
+            assert time.monotonic() < deadline, "the node counts no hit"
+            time.sleep(0.02)
+
+    def _hits(self, image_id: str) -> int:
+        rows = self.state()["cached_images"]
+        return next(int(row["hits"]) for row in rows if row["image_id"] == image_id)
