@@ -212,14 +212,18 @@ class Tree:
     # ---- repair
 
     def tick(self) -> list[Node]:
-        """Return the hosts that shall leave their source now; the source is not given to them again."""
+        """Return the hosts that shall leave their source now; they get another one, if there is any."""
         leaving = []
         for node in list(self.nodes.values()):
             parent = node.parent
             if parent is None or node.state is not State.READING or node.paused or node.switching:
                 continue
-            if parent.state is State.GONE or parent.name in self.site.bad or self._starves(node):
-                node.avoid.add(parent)
+            lost = parent.state is State.GONE or parent.name in self.site.bad
+            if lost or self._starves(node):
+                node.breaks[parent] += 1
+                node.failures += 1
+                if lost or node.breaks[parent] >= _MOST_BREAKS:
+                    node.avoid.add(parent)
                 node.switching = True
                 leaving.append(node)
         for node in review(self, self.clock()):
