@@ -277,6 +277,14 @@ def test_only_what_failed_in_an_earlier_run(site: Site) -> None:
     elsewhere = site.run("--limit-failed", "run.json", "--host", "edge-0", "small")
     assert elsewhere.returncode == 2
     assert "none of the selected hosts has failed there" in elsewhere.stderr
+    narrow = {"outcomes": [json.loads(first.stdout)["outcomes"][-1]], "command": "precache"}
+    site.folder.joinpath("narrow.json").write_text(json.dumps(narrow), "utf-8")
+    other_image = "small" if narrow["outcomes"][0]["image_name"] == "other" else "other"
+    nothing = site.run("--limit-failed", "narrow.json", other_image)
+    assert nothing.returncode == 2
+    assert "none of these images has failed" in nothing.stderr
+    excluded = site.run("--limit-failed", "run.json", "--exclude", "edge-3")
+    assert "none of the selected hosts has failed there" in excluded.stderr
     columns = site.run("--limit-failed", "columns.json")
     assert columns.returncode == 2
     assert "without --column" in columns.stderr

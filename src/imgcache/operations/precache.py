@@ -14,7 +14,7 @@ from imgcache.events import Notice, Planned
 from imgcache.operations.fleet import FleetRequest, driver_of, open_fleet
 from imgcache.operations.keep import PrecacheAndPin, pin_end
 from imgcache.operations.rollout import Rollout, Waves
-from imgcache.operations.selection import check_known, select_hosts
+from imgcache.operations.selection import Selection, check_known, select_hosts
 from imgcache.operations.sites import Sites
 from imgcache.operations.sources import RunSources, source_kinds
 from imgcache.operations.survey import (
@@ -87,13 +87,23 @@ def plan_precache(
     everywhere = {
         host.name: host for group in inventory.aggregates.values() for host in group.hosts
     }
-    return PrecachePlan(
+    plan = PrecachePlan(
         images=service.find_images(request.names or _image_ids(request.only, hosts)),
         hosts=hosts,
         only=request.only,
         sites=inventory.sites,
         neighbours=tuple(everywhere.values()),
     )
+    return replace(plan, hosts=_with_work(plan))
+
+
+def _with_work(plan: PrecachePlan) -> tuple[Host, ...]:
+    """Return the hosts that any of the images goes to."""
+    left = tuple(host for host in plan.hosts if plan.only is None or plan.images_of(host))
+    if not left:
+        message = "--limit-failed: none of these images has failed on the selected hosts"
+        raise UsageError(message, hint="name others, or none: then it is all that have failed")
+    return left
 
 
 def _hosts(request: PrecacheRequest, inventory: Inventory) -> tuple[Host, ...]:
@@ -101,9 +111,9 @@ def _hosts(request: PrecacheRequest, inventory: Inventory) -> tuple[Host, ...]:
         return select_hosts(inventory, request.selection)
     selection = request.selection
     if not (selection.aggregates or selection.hosts or selection.all):
+        everywhere = select_hosts(inventory, Selection(all=True))
+        check_known(request.only.keys() - {host.name for host in everywhere})
         selection = replace(selection, all=True)
-        everywhere = {host.name for host in select_hosts(inventory, selection)}
-        check_known(request.only.keys() - everywhere)
     hosts = select_hosts(inventory, selection)
     left = tuple(host for host in hosts if host.name in request.only)
     if not left:
