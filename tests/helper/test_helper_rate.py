@@ -111,6 +111,23 @@ def test_a_new_rate_holds_at_once(
     assert took < 25 if first else took > 2
 
 
+def test_what_a_slow_source_missed_is_not_made_up_for(
+    helper: Controller, instances: Path, server: http.HttpServer
+) -> None:
+    gone_on = []
+
+    def behave(exchange: http.Exchange) -> None:
+        exchange.head(200, {"Content-Length": len(DATA)})
+        exchange.body(DATA[:1000])
+        exchange.server.closing.wait(2.5)
+        gone_on.append(time.monotonic())
+        exchange.body(DATA[1000:])
+
+    helper.open(instances)
+    helper.result(helper.fetch(IMAGE, from_service(server.route("/i", DATA, behave)), rate=MIB))
+    assert time.monotonic() - gone_on[0] > 2
+
+
 def test_again_brings_a_rate(helper: Controller, instances: Path, server: http.HttpServer) -> None:
     helper.open(instances)
     url = server.route("/i", DATA, http.truncate_after(1000), http.serve())
@@ -132,7 +149,7 @@ def test_our_own_limit_is_no_stall(
     def drip(exchange: http.Exchange) -> None:
         exchange.head(200, {"Content-Length": len(data)})
         for at in range(0, len(data), 1000):
-            if exchange.server.closing.wait(0.1):
+            if exchange.server.closing.wait(0.2):
                 return
             exchange.connection.sendall(data[at : at + 1000])
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 DATA = os.urandom(2_500_000)
 IMAGE = image_of(DATA)
 HALF = 1_000_000
+MIB = 1 << 20
 BLOCK = 100_000
 
 
@@ -172,11 +175,12 @@ def test_bytes_of_a_push_that_was_left_are_dropped(item: Item) -> None:
     item.helper.event(number, "ready")
     item.push(0, HALF)
     item.helper.tell("switch", number)
-    item.push(HALF, len(DATA))  # still on their way; more than what may wait
-    item.push(HALF, len(DATA))
+    for _ in range(40):  # still on their way; more than what may wait
+        item.helper.tell("data", number, bytes(BLOCK), size=BLOCK)
     retry = item.retry()
     assert retry["code"] == "switched"
     item.finish_from("push", retry["offset"])
+    assert [frame["event"] for frame in item.helper.frames].count("retry") == 1
 
 
 def test_a_switch_that_comes_too_late_is_about_the_source_before(item: Item) -> None:
@@ -280,19 +284,35 @@ def test_wrong_bytes_of_a_peer_do_not_count_against_the_service(item: Item) -> N
     assert os.listdir(item.own) == []
 
 
+class Steps:
+    """Sends so many bytes when told to, and nothing after that."""
+
+    def __init__(self, *ends: int) -> None:
+        self.ends = (0, *ends)
+        self.gates = [threading.Event() for _ in ends]
+
+    def __call__(self, exchange: http.Exchange) -> None:
+        exchange.head(200, {"Content-Length": len(DATA)})
+        for gate, (start, end) in zip(self.gates, pairwise(self.ends), strict=True):
+            gate.wait(30)
+            exchange.body(DATA[start:end])
+        exchange.hold()
+
+
 @pytest.mark.parametrize("kind", ["relay", "service"])
 def test_bytes_that_others_wait_for_are_on_the_disk_at_once(item: Item, kind: str) -> None:
-    item.helper.load("watch", "staging", "journal")
-    script = http.stall_after(10_000)
+    # The second end: a read up to the end of a buffer of ours, with few bytes behind it.
+    steps = Steps(10_000, MIB - 100, MIB + 17)
     serve = {"serve": {"name": "x", "key": "00" * 16}}
-    item.number = item.helper.fetch(IMAGE, item.source(kind, script), more=serve, stall_s=60)
-    frame = item.helper.event(item.number, "progress")
-    while frame["phase"] != "download":
-        frame = item.helper.event(item.number, "progress")
-    deadline = time.monotonic() + 20
-    while [path.stat().st_size for path in item.own.iterdir()] != [10_000]:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    item.number = item.helper.fetch(IMAGE, item.source(kind, steps), more=serve, stall_s=60)
+    deadline = time.monotonic() + 30
+    for gate, end in zip(steps.gates, steps.ends[1:], strict=True):
+        gate.set()
+        while not item.own.is_dir() or [path.stat().st_size for path in item.own.iterdir()] != [
+            end
+        ]:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
     item.helper.tell("stop", item.number)
     assert item.helper.error(item.number)["code"] == "interrupted"
 
