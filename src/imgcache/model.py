@@ -18,7 +18,7 @@ ImageId = NewType("ImageId", str)
 
 #: Formats whose content the helper can judge; all others are refused before any host is contacted.
 CACHEABLE_DISK_FORMATS = frozenset(
-    {"raw", "qcow2", "vmdk", "vhdx", "vdi", "iso", "ami", "ari", "aki"}
+    {"raw", "qcow2", "vmdk", "vhd", "vhdx", "vdi", "iso", "ami", "ari", "aki"}
 )
 #: Those among them that no host ever converts. Source: nova ``virt/images.py``, ``fetch_to_raw``.
 RAW_DISK_FORMATS = frozenset({"raw", "iso", "ami", "ari", "aki"})

@@ -60,7 +60,7 @@ def test_a_good_record_becomes_an_image() -> None:
         ({"size": -1}, "no size"),
         ({"size": True}, "no size"),
         ({"size": "5"}, "no size"),
-        ({"disk_format": "vhd"}, "disk format vhd"),
+        ({"disk_format": "luks"}, "disk format luks"),
         ({"disk_format": "ploop"}, "disk format ploop"),
         ({"disk_format": None}, "disk format none"),
         ({"container_format": "compressed"}, "container format compressed"),

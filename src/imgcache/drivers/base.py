@@ -20,6 +20,7 @@ from imgcache.drivers.results import (
     VerdictState,
 )
 from imgcache.errors import ErrorCode, HostError
+from imgcache.plan import OutcomeWord
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from imgcache.drivers.feed import Feed, Listener, Offer
     from imgcache.drivers.node_api import NodeApi
     from imgcache.model import Host, HostCache, Image, ImageId, ServiceAccess
-    from imgcache.plan import CheckState, OutcomeWord, SourceKind
+    from imgcache.plan import CheckState, SourceKind
     from imgcache.transport.base import Session
     from imgcache.transport.conversation import Conversation
 
@@ -203,6 +204,23 @@ class Driver(ABC):
     def entry_name(self, image_id: ImageId) -> str:
         """Return the name that an image's entry has in this back end's cache: its id, unless overridden."""
         return image_id
+
+    def refuses(self, image: Image) -> str | None:
+        """Return why no host of this back end can have an image, as "has disk format …"; None: it may."""
+        del image
+        return None
+
+    def usable(self, context: HostContext, images: Sequence[Image]) -> list[Image]:
+        """Return the images that it does not refuse; the others are reported."""
+        left = []
+        for image in images:
+            reason = self.refuses(image)
+            if reason is None:
+                left.append(image)
+                continue
+            context.begin(image)
+            context.report(image, OutcomeWord.ERROR, code=ErrorCode.FORMAT, reason=reason)
+        return left
 
     def helper_modules(self, *names: str) -> tuple[str, ...]:
         """Return modules of ``helper_package`` as ``HostContext.converse`` takes them."""

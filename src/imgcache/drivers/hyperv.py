@@ -48,7 +48,7 @@ class HypervDriver(Driver):
 
     async def precache(self, context: HostContext, images: Sequence[Image]) -> None:
         """See ``Driver.precache``."""
-        usable = [image for image in images if not self._refused(context, image)]
+        usable = self.usable(context, images)
         if not usable:
             return
         async with opened_cache(context, BASE_MODULES) as (talk, opened):
@@ -153,17 +153,14 @@ class HypervDriver(Driver):
         """See ``Driver.renew``."""
         await hyperv_life.renew(context, sizes, on_row)
 
-    @staticmethod
-    def _refused(context: HostContext, image: Image) -> bool:
+    def refuses(self, image: Image) -> str | None:
+        """See ``Driver.refuses``."""
         if image.disk_format in USABLE_FORMATS:
-            return False
-        context.begin(image)
-        reason = (
-            f"Hyper-V can use vhd, vhdx and iso images only, and Nova converts none there: "
-            f"this one is {image.disk_format}"
+            return None
+        return (
+            f"has disk format {image.disk_format}: Hyper-V can use vhd, vhdx and iso images only, and "
+            "Nova converts none there"
         )
-        context.report(image, OutcomeWord.ERROR, code=ErrorCode.FORMAT, reason=reason)
-        return True
 
     @staticmethod
     def _order_touch(context: HostContext, talk: Conversation, image: Image) -> Order:

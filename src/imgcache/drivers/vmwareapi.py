@@ -41,12 +41,21 @@ class VmwareDriver(Driver):
         "prove": "vSphere makes the disks of such images, and nothing can be told from comparing them"
     }
 
+    def refuses(self, image: Image) -> str | None:
+        """See ``Driver.refuses``. Source: nova ``virt/vmwareapi/constants.py``, ``ALLOWED_DISK_TYPES``."""
+        if image.disk_format in {"vmdk", "iso"}:
+            return None
+        return (
+            f"has disk format {image.disk_format}: Nova's vmwareapi driver takes vmdk and iso only"
+        )
+
     async def precache(self, context: HostContext, images: Sequence[Image]) -> None:
         """See ``Driver.precache``."""
-        if not images:
+        usable = self.usable(context, images)
+        if not usable:
             return
         async with opened(context) as (talk, answer):
-            absent = await self._touch_all(context, talk, images)
+            absent = await self._touch_all(context, talk, usable)
             if context.dry_run or not absent:
                 return
             talk.load(FETCH_MODULES)

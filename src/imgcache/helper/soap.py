@@ -42,18 +42,17 @@ _CODES = {
 }
 
 
-class Fault(Exception):
-    """vCenter refused: the fault's type, and what it says."""
+class Fault(Failure):
+    """vCenter refused: the fault's type, and what it says. Where nobody knows better, it ends the order."""
 
-    def __init__(self, name, message):
-        super().__init__(name)
+    def __init__(self, name, said):
+        text = "%s: %s" % (name, said) if said else name
+        super().__init__(_CODES.get(name, "io"), "vCenter says " + text[:500])
         self.name = name
-        self.message = message
 
     def failure(self, what):
-        """Return the ``Failure`` for it."""
-        said = "%s: %s" % (self.name, self.message) if self.message else self.name
-        return Failure(_CODES.get(self.name, "io"), "%s: vCenter says %s" % (what, said[:500]))
+        """Return the ``Failure`` that also tells what could not be done."""
+        return Failure(self.code, "%s: %s" % (what, self.message))
 
 
 def xml(name, value):

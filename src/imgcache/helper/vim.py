@@ -75,9 +75,10 @@ class Vim:
             ) from error
         except (OSError, ValueError) as error:
             connection.close()
-            raise Failure(
-                "unreachable", "cannot connect to vCenter %s: %s" % (self.place, _reason(error))
-            ) from error
+            # Later than at the login it is no reason to try another source of an image.
+            code = "unreachable" if self.content is None else "io"
+            message = "cannot connect to vCenter %s: %s" % (self.place, _reason(error))
+            raise Failure(code, message) from error
         connection.sock.settimeout(self.answer_s)
         return connection
 
@@ -163,7 +164,7 @@ class Vim:
             if self.content is not None and self.cookie:
                 self.check = lambda: None
                 self.call(self.manager("sessionManager"), "Logout")
-        except (Fault, Failure):
+        except Failure:
             pass
         self.cookie = self.content = None
         self.hang_up()
@@ -269,6 +270,8 @@ class Vim:
                     raise Failure("io", "vCenter %s forgot about a task" % self.place)
                 time.sleep(wait_s)
                 wait_s = min(1.0, wait_s * 1.5)
+        except Fault:
+            raise
         except Failure:
             self._cancel(ref)
             raise
@@ -283,7 +286,7 @@ class Vim:
                 if text_of(self.get(ref, "info.state")) not in ("queued", "running"):
                     return
                 time.sleep(0.5)
-        except (Fault, Failure):
+        except Failure:
             pass
         finally:
             self.check = check

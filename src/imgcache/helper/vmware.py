@@ -142,7 +142,7 @@ class Cluster(Stores):
         for store, folder in list(self.temps):
             try:
                 last.call(*delete_call(last, store, folder))
-            except (Fault, Failure):
+            except Failure:
                 pass
         last.end()
 

@@ -232,14 +232,21 @@ def _started(pid):
 class Upload:
     """One PUT to a datastore; its length is announced, its bytes come one after the other."""
 
-    def __init__(self, cluster, target, size, method="PUT", place=None):
+    def __init__(self, cluster, target, size, place=None):
         self.cluster = cluster
         self.where = target[:200]
         self.kept_at = time.monotonic()
-        self.connection = cluster.vim.connect() if place is None else place
-        headers = (("Content-Type", "application/octet-stream"), ("Content-Length", str(size)))
         try:
-            self.connection.putrequest(method, target)
+            self.connection = cluster.vim.connect() if place is None else place
+        except Failure as failure:
+            raise Broken(failure.message) from failure
+        headers = (
+            ("Content-Type", "binary/octet-stream"),
+            ("Content-Length", str(size)),
+            ("Overwrite", "t"),
+        )
+        try:
+            self.connection.putrequest("PUT", target)
             for name, value in headers:
                 self.connection.putheader(name, value)
             self.connection.putheader("Cookie", cluster.vim.cookie or "")

@@ -112,7 +112,7 @@ class Lease:
         url = urlsplit(text_of(device.find("url"), "").replace("*", self.cluster.vim.place, 1))
         place = self._connect(url, text_of(device.find("sslThumbprint")))
         target = url.path + ("?" + url.query if url.query else "")
-        return Upload(self.cluster, target, size, "POST", place)
+        return Upload(self.cluster, target, size, place)
 
     def _connect(self, url, thumbprint):
         """Connect to the host that takes the disk; vCenter tells its certificate's thumbprint."""
@@ -172,7 +172,7 @@ class Lease:
         check, vim.check = vim.check, lambda: None
         try:
             vim.call(self.ref, "HttpNfcLeaseAbort")
-        except (Fault, Failure):
+        except Failure:
             pass
         finally:
             vim.check = check

@@ -17,6 +17,7 @@ from imgcache.operations.rollout import Rollout, Waves
 from imgcache.operations.selection import Selection, check_known, select_hosts
 from imgcache.operations.sites import Sites
 from imgcache.operations.sources import RunSources, source_kinds
+from imgcache.operations.suitable import refuse_unsuitable
 from imgcache.operations.survey import (
     UNREACHED,
     by_host,
@@ -94,6 +95,7 @@ def plan_precache(
         sites=inventory.sites,
         neighbours=tuple(everywhere.values()),
     )
+    refuse_unsuitable(plan.images, plan.hosts)
     return replace(plan, hosts=_with_work(plan))
 
 
