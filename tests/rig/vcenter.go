@@ -26,6 +26,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -118,6 +119,8 @@ func control(w http.ResponseWriter, r *http.Request) {
 				changeMachine(m, q)
 			}
 		}
+	case "uploads":
+		fmt.Fprintln(w, uploads.Load())
 	case "sessions":
 		n := 0
 		cookies.Range(func(_, _ any) bool { n++; return true })
@@ -231,6 +234,7 @@ func (b *browser) SearchDatastoreTask(s *types.SearchDatastore_Task) soap.HasFau
 }
 
 var cookies sync.Map
+var uploads atomic.Int64
 
 type recorder struct{ http.ResponseWriter }
 
@@ -249,12 +253,21 @@ func front(next http.Handler) http.Handler {
 			return
 		}
 		put := r.Method == "PUT" || r.Method == "POST"
+		if put && !strings.HasPrefix(r.URL.Path, "/sdk") {
+			uploads.Add(1)
+		}
 		if put && strings.HasPrefix(r.URL.Path, "/folder/") {
 			if name, ok := broken.LoadAndDelete("put"); ok {
-				if name == "cut" {
+				switch name {
+				case "cut":
 					panic(http.ErrAbortHandler)
+				case "short":
+					data, _ := io.ReadAll(r.Body)
+					p := local("[" + r.URL.Query().Get("dsName") + "] " + strings.TrimPrefix(r.URL.Path, "/folder/"))
+					os.WriteFile(p, data[:len(data)/2], 0600)
+				default:
+					w.WriteHeader(http.StatusInsufficientStorage)
 				}
-				w.WriteHeader(http.StatusInsufficientStorage)
 				return
 			}
 		}

@@ -108,6 +108,19 @@ def test_what_is_not_what_it_should_be_never_reaches_a_datastore(bench: Bench, w
     answer = bench.fetch(fields)
     assert (answer["event"], answer.get("code")) == ("error", "format"), answer
     assert reason in answer["message"]
+    assert int(bench.vcenter.ask("uploads")) == 0
+    assert bench.vcenter.cached(fields["image"]["id"]) == []
+    assert bench.vcenter.leftovers() == []
+
+
+@pytest.mark.parametrize("kind", ["preallocated", "iso"])
+@pytest.mark.row("T14")
+def test_what_a_datastore_lost_is_noticed(bench: Bench, kind: str) -> None:
+    data, more = kinds()[kind]
+    fields = bench.image(data, **more)
+    bench.vcenter.ask("fault", op="put", name="short")
+    answer = bench.fetch(fields)
+    assert (answer["event"], answer["code"]) == ("error", "size"), answer
     assert bench.vcenter.cached(fields["image"]["id"]) == []
     assert bench.vcenter.leftovers() == []
 

@@ -134,6 +134,9 @@ def test_novas_lock_is_waited_for(bench: Bench, one: Frame) -> None:
             fcntl.lockf(held.enter_context(path.open("a")), fcntl.LOCK_EX)
         order = bench.helper.order("vmware_touch", dry=False, reserve=0, **about(one))
         marked = mark(bench, one["name"], 60)
+        time.sleep(1)  # for what does not wait: whether it does shows by nothing else
+        assert not [frame for frame in bench.helper.frames if frame.get("id") == order]
+        assert all(path.exists() for path in marked)
     assert bench.helper.result(order)["touched"] is True
     assert not any(path.exists() for path in marked)
 
