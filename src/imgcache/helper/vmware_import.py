@@ -259,6 +259,8 @@ class OvaTarget(ImportTarget):
             member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
             raise Failure("format", "the image was refused: it is no OVA: %s" % error) from None
+        if not 0 <= member.size <= self.plan.size:
+            raise Failure("format", "the image was refused: its members do not fit into it")
         self.left, self.padding, self.action = member.size, -member.size % 512, None
         if not member.isreg():
             return
