@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -360,3 +361,36 @@ def test_values_that_make_no_sense(site: Site, argv: list[str], said: str) -> No
     done = site.run("--all", "small", *argv)
     assert done.returncode == 2
     assert said in done.stderr
+
+
+@pytest.mark.row("S8")
+def test_a_host_that_the_first_look_did_not_reach_is_not_tried_again(site: Site) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    site.write({"oslo": {"bandwidth": "100Mbit/s"}}, hosts=2)
+    path = site.folder / "inventory.yaml"
+    inventory = yaml.safe_load(path.read_text("utf-8"))
+    dead = {
+        "name": "dead",
+        "transport": "ssh",
+        "address": "127.0.0.1",
+        "port": port,
+        "user": "nova",
+    }
+    inventory["aggregates"]["oslo"]["hosts"].append(dead)
+    path.write_text(yaml.safe_dump(inventory, sort_keys=False), "utf-8")
+    limits = ("--all", "small", "--max-failures", "0", "--log-file", "run.log")
+    document = site.result(*limits, code=1)
+    assert [one["not_reached"] for one in document["plan"]] == [1, 0]
+    found = codes(document)
+    assert found.pop("dead")[0] == "error"
+    assert set(found.values()) == {("skipped", "halted")}
+    log = (site.folder / "run.log").read_text("utf-8")
+    assert log.count("host=dead small: error") == 1
+    assert "host=dead started" not in log
+    allowed = site.result("--all", "small", "--max-failures", "1", "--canary", "1", code=1)
+    assert set(codes(allowed).values()) == {found_code(document, "dead"), ("cached", None)}
+
+
+def found_code(document: dict[str, Any], host: str) -> tuple[str, str | None]:
+    return codes(document)[host]
