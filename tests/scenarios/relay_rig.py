@@ -107,12 +107,21 @@ class RelayRig(Rig):
         (relay,) = self.sites.relays()
         return relay.tree(image).nodes
 
-    def signal(self, name: str, number: signal.Signals) -> None:
-        """Send a signal to a host's helper."""
-        os.kill(int((self.folder / name / "pid").read_text()), number)
+    def signal(self, name: str, number: signal.Signals) -> bool:
+        """Send a signal to a host's helper; False when it does not live."""
+        file = self.folder / name / "pid"
+        try:
+            pid = int(file.read_text())
+            # The number may have been given to another process since.
+            if str(file).encode() not in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return False
+            os.kill(pid, number)
+        except (FileNotFoundError, ProcessLookupError, ValueError):
+            return False
+        return True
 
     def when_middle_has(
-        self, image: Image, count: int, act: Callable[[str], None]
+        self, image: Image, count: int, act: Callable[[str], object]
     ) -> Callable[[], str | None]:
         """Call ``act`` with the first host found in the middle of a chain with so many bytes."""
         found: list[str] = []

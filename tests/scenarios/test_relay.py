@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from imgcache.plan import Outcome
 
 DATA = os.urandom(5_000_003)
-SLOW = 2_000_000
+SLOW = 1_000_000
 """Bytes a second, for transfers that something happens to on their way."""
 
 
