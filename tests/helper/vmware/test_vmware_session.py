@@ -95,6 +95,24 @@ def test_the_folder_is_the_one_that_nova_takes(
     assert shared is ("10.0.0.5" not in base)
 
 
+def test_a_folder_from_the_inventory_is_taken_whole(bench: Bench) -> None:
+    answer = bench.open(cache_subdirectory="team_base")
+    assert "[LocalDS_0] team_base" in answer["cache_path"]
+    assert answer["storage_id"] is not None
+    refused = bench.open(cache_subdirectory="../x")
+    assert (refused["event"], refused["code"]) == ("error", "config")
+
+
+def test_a_guess_that_fits_no_folder_is_told(vcenter: VCenter, tmp_path: Path) -> None:
+    conf = vcenter.nova_conf(tmp_path)
+    conf.write_text(conf.read_text().replace("my_ip = 10.0.0.5", ""))
+    with Controller() as helper:
+        bench = Bench(vcenter, helper, conf)
+        assert bench.open()["notice"] is None
+        (vcenter.stores["LocalDS_1"] / "192.0.2.77_base").mkdir()
+        assert "192.0.2.77_base" in bench.open()["notice"]
+
+
 def test_only_datastores_that_nova_would_take_count(vcenter: VCenter, tmp_path: Path) -> None:
     assert opened(vcenter, tmp_path, datastore_regex="LocalDS_1")["datastores"] == ["LocalDS_1"]
     vcenter.ask("store", name="LocalDS_1", mode="inMaintenance")
