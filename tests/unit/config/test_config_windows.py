@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from datetime import UTC, date, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
@@ -138,3 +141,12 @@ def test_the_next_time_of_day() -> None:
 def test_a_moment_that_is_skipped_is_that_of_the_skip_to_the_second() -> None:
     skipped = moment_of(date(2026, 10, 4), time(2, 15), ZoneInfo("Australia/Lord_Howe"))
     assert skipped == utc("2026-10-03T15:30")
+
+
+def test_zones_are_known_without_the_machines_database() -> None:
+    code = f"from imgcache.config.windows import zone_of; print(zone_of({OSLO!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True, text=True, check=False, timeout=60, env={**os.environ, "PYTHONTZPATH": ""},
+    )  # fmt: skip
+    assert done.stdout == f"{OSLO}\n", done.stderr
