@@ -155,7 +155,7 @@ def test_our_own_limit_is_no_stall(
 
     helper.open(instances)
     source = from_service(server.route("/i", data, drip))
-    limits: dict[str, Any] = {"min_rate": 1 << 30, "min_rate_window_s": 1, "rate": 8000}
+    limits: dict[str, Any] = {"min_rate": 1 << 30, "min_rate_window_s": 3, "rate": 5500}
     number = helper.fetch(image_of(data), source, **limits)
     assert helper.event(number, "retry", "result")["event"] == "result"
 

@@ -240,7 +240,7 @@ PEER_FAULTS = [
 def test_a_peer_that_does_wrong_is_left_for_another(
     item: Item, script: http.Behaviour, code: str
 ) -> None:
-    item.start("relay", script, stall_s=1)
+    item.start("relay", script, stall_s=2 if code == "stall" else 30)
     for _ in range(3):  # as often as the controller allows
         retry = item.retry()
         assert (retry["code"], retry["offset"]) == (code, 0)
