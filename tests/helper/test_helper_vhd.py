@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import struct
 import subprocess
+import uuid
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
@@ -115,6 +117,28 @@ def test_damaged_headers_are_refused(read: Reader, data: bytes) -> None:
     with pytest.raises(Failure) as caught:
         read(data)
     assert caught.value.code == "format"
+
+
+@pytest.mark.row("R1")
+@pytest.mark.parametrize("where", ["metadata", "parent"])
+def test_a_place_beyond_any_file_is_refused_and_breaks_no_helper(
+    vhdx: bytes, read: Reader, where: str
+) -> None:
+    far = (1 << 64) - 4096
+    if where == "metadata":
+        region = uuid.UUID("8b7ca206-4790-4b9a-b8fe-575f050f886e").bytes_le
+        data = vhdx
+        for table in (192 << 10, 256 << 10):
+            at = data.index(region, table) + 16
+            data = data[:at] + struct.pack("<Q", far) + data[at + 8 :]
+        with pytest.raises(Failure) as caught:
+            read(data)
+        assert caught.value.code == "format"
+    else:
+        data = differencing_vhd(PARENT)
+        at = 512 + 576 + 16
+        disk = read(data[:at] + struct.pack(">Q", far) + data[at + 8 :])
+        assert disk.differencing
 
 
 def test_other_files_are_none(read: Reader) -> None:

@@ -22,6 +22,7 @@ from .vmware import MANIFEST, PREFIX, TEMP, delete_call
 
 _KEEP_SESSION_S = 240.0
 _MAX_SMALL_BYTES = 64 << 10
+_WORK = re.compile(PREFIX + r"([0-9a-f]{12})-([1-9][0-9]{0,8})-([0-9]{1,20})-[0-9a-f]{8}\Z", re.ASCII)
 _EXTENT = re.compile(r"^(?:RW|RDONLY|NOACCESS)\s+([0-9]{1,18})\s+[A-Z]", re.MULTILINE | re.ASCII)
 
 
@@ -209,15 +210,32 @@ def work_name():
     )
 
 
+def is_ours(name):
+    """Whether a name is one that ``work_name`` makes; operators' own may begin as ours do."""
+    return _WORK.match(name) is not None
+
+
 def owner_of(name):
     """Return whether the one who works on a folder of ours is ``alive``, ``dead``, or ``unknown``."""
-    parts = name[len(PREFIX) :].split("-")
-    if not name.startswith(PREFIX) or len(parts) != 4 or parts[0] != machine_tag():
+    match = _WORK.match(name)
+    if match is None or match.group(1) != machine_tag():
         return "unknown"
-    if not parts[1].isdigit():
-        return "unknown"
-    started = _started(int(parts[1]))
-    return "alive" if started is not None and started == parts[2] else "dead"
+    started = _started(int(match.group(2)))
+    if started is None:
+        # /proc may hide the processes of others (hidepid); a signal tells who is there all the same.
+        return "unknown" if _answers(int(match.group(2))) else "dead"
+    return "alive" if started == match.group(3) else "dead"
+
+
+def _answers(pid):
+    """Whether there is a process, maybe another user's."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _started(pid):
@@ -369,9 +387,11 @@ def read_manifest(cluster, store, image_id):
     data = read_small(cluster, store, "%s/%s/%s" % (cluster.base, image_id, MANIFEST))
     try:
         manifest = json.loads(data.decode("utf-8")) if data else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    good = isinstance(manifest, dict) and isinstance(manifest.get("stored"), dict)
+    good = isinstance(manifest, dict) and all(
+        isinstance(manifest.get(name), dict) for name in ("digest", "stored")
+    )
     if not good or str(manifest.get("image_id")).lower() != image_id.lower():
         return None
     return manifest

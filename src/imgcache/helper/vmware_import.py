@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from xml.etree import ElementTree
 
 from .core import Failure
-from .soap import Fault, Object, ref_of, text_of
+from .soap import Fault, Object, parse_plain, ref_of, text_of
 from .vmware_bring import FileTarget
 from .vmware_files import Upload, drop, work_name
 from .vmware_image import STREAM, Sample, judge_whole
@@ -330,13 +330,11 @@ class DiskInside:
 
 def first_disk(data):
     """Return the name of the file that holds the first disk of an OVF descriptor; hostile text."""
-    if b"<!" in data.replace(b"<!--", b""):
-        raise Failure("format", "the image was refused: its OVF has declarations")
     try:
-        data.decode("utf-8")
-        root = ElementTree.fromstring(data)  # noqa: S314 - without declarations
-    except (ValueError, ElementTree.ParseError):
-        raise Failure("format", "the image was refused: its OVF is no XML") from None
+        root = parse_plain(data)
+    except (ValueError, ElementTree.ParseError) as error:
+        reason = "its OVF is no plain XML (%s)" % str(error)[:100]
+        raise Failure("format", "the image was refused: " + reason) from None
     for node in root.iter():
         node.tag = str(node.tag).rpartition("}")[2]
         for name in list(node.attrib):

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from helper.vmware.disks import ova, vmdk
+from imgcache.helper import soap
+from imgcache.helper import vmware_files as files
 from imgcache.helper.core import Failure
 from imgcache.helper.vmware_image import Plan, Sample, judge_head, judge_whole
 from imgcache.helper.vmware_import import OvaTarget, first_disk
@@ -124,3 +126,38 @@ def test_descriptors_without_a_disk_are_refused(text: str) -> None:
     with pytest.raises(Failure) as caught:
         first_disk(text.encode("latin-1"))
     assert caught.value.code == "format"
+
+
+BOMB = (
+    '<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a "' + "a" * 1000 + '">]>'
+    "<Envelope><DiskSection><Disk fileRef='1'/></DiskSection>"
+    "<References><File id='1' href='&a;&a;&a;'/></References></Envelope>"
+)
+
+
+@pytest.mark.row("R1")
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le", "utf-16-be"])
+def test_entities_are_refused_in_whatever_encoding(encoding: str) -> None:
+    with pytest.raises(Failure) as caught:
+        first_disk(BOMB.encode(encoding))
+    assert caught.value.code == "format"
+    body = f"<Envelope><Body>{BOMB.partition(']>')[2]}</Body></Envelope>"
+    with pytest.raises(ValueError, match="XML|codec"):
+        soap.parse((BOMB.partition("]>")[0] + "]>" + body).encode(encoding))
+
+
+@pytest.mark.row("D14")
+def test_names_that_only_begin_like_ours_are_nobodys() -> None:
+    mine = files.work_name()
+    assert files.is_ours(mine)
+    assert files.owner_of(mine) == "alive"
+    for name in ("imgcache-web", "imgcache-web-1-2-3", f"{mine} (0b5c)", mine + "-flat", mine[:-1]):
+        assert not files.is_ours(name)
+        assert files.owner_of(name) == "unknown"
+
+
+@pytest.mark.row("D14")
+def test_a_transfer_whose_process_is_hidden_is_not_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = files.work_name()
+    monkeypatch.setattr(files, "_started", lambda pid: None)  # as with hidepid=2
+    assert files.owner_of(mine) == "unknown"
