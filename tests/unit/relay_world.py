@@ -1,4 +1,4 @@
-"""A site in a world with a clock of its own: links, deaths and what hosts tell; the planning is the real one."""
+"""A site in a world with its own clock: links, deaths and what hosts tell; the planning is the real one."""
 
 from __future__ import annotations
 
