@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 MAX_READERS = 16
 #: A converted image's original is held so long for readers; a little less than the host does.
 HOLD_S = 15.0
-#: How long a host that nobody reads from stays, when it is the only one that others could read from.
-LINGER_S = 20.0
 #: How long any host stays after its own fetches.
 MOST_LINGER_S = 3600.0
 #: Hosts known to have an image that are remembered.
@@ -266,20 +264,22 @@ class SiteRelay:
 
     async def _linger(self, member: Member, context: HostContext) -> None:
         """Wait while others read from a host, or are about to and have nobody else."""
-        began = used = time.monotonic()
-        while (now := time.monotonic()) - began < MOST_LINGER_S and context.must_stop() is None:
-            if any(node.readers for node in member.nodes.values()):
-                used = now
-            elif now - used > LINGER_S or not self._is_needed(member):
+        until = time.monotonic() + MOST_LINGER_S
+        while time.monotonic() < until and context.must_stop() is None:
+            readers = any(node.readers for node in member.nodes.values())
+            if not readers and not self._is_needed(member):
                 break
             await self.wait_for_news(1.0)
         for node in member.nodes.values():
             node.can_serve = False  # at once: the next to leave shall know, and nobody shall begin
 
     def _is_needed(self, member: Member) -> bool:
-        """Whether hosts may still come that could read from this one only."""
+        """Whether hosts may still come that could read from this one only, and only now.
+
+        Of a host that keeps the original bytes they can read later, in a conversation of its own.
+        """
         return any(
-            node.state is State.WHOLE
+            node in self._unread_since
             and self._coming - self._spoken.get(image_id, set())
             and not any(
                 other is not node and other.can_serve and other.state is not State.WAITING

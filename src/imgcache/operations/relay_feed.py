@@ -140,14 +140,14 @@ class RelayFeed(DirectFeed):
     async def _waits_for_neighbour(self, node: Node) -> bool:
         """Whether a host with the image is being looked for; looks for one when there is nobody else."""
         neighbours, image = self._relay.neighbours, self._image
-        if neighbours.is_looking(image):
-            return True
-        if node.begun or not self._tree.is_alone(node):
-            return False
-        if neighbours.worth_asking(node.name, image):
+        while not neighbours.is_looking(image):
+            if node.begun or not self._tree.is_alone(node):
+                return False
+            if not neighbours.worth_asking(node.name, image):
+                return False
             async with self._context.lend_place():
                 await neighbours.find(self._context, image)
-        return False
+        return True
 
     def _ticket_of(self, parent: Node) -> Ticket:
         self._outside.close()

@@ -250,9 +250,14 @@ class Tree:
     def is_alone(self, node: Node) -> bool:
         """Whether a host could read from others, but there is nobody to read from, nor a seed to come."""
         usable = node.can_read and not self.site.blocked
-        others = (one for one in self.nodes.values() if one is not node and not one.slow)
         return usable and not any(
-            one.can_serve and one.state is not State.WAITING for one in others
+            other.can_serve
+            and other.state is not State.WAITING
+            and not other.slow
+            and other.name not in self.site.bad
+            and other not in node.avoid
+            for other in self.nodes.values()
+            if other is not node
         )
 
     @staticmethod
