@@ -119,6 +119,9 @@ func control(w http.ResponseWriter, r *http.Request) {
 				changeMachine(m, q)
 			}
 		}
+	case "slow":
+		n, _ := strconv.ParseInt(q.Get("seconds"), 10, 64)
+		slow.Store(n)
 	case "uploads":
 		fmt.Fprintln(w, uploads.Load())
 	case "sessions":
@@ -131,6 +134,11 @@ func control(w http.ResponseWriter, r *http.Request) {
 }
 
 func changeMachine(m *simulator.VirtualMachine, q url.Values) {
+	if name := q.Get("rename"); name != "" {
+		m.Name = name
+		m.Config.Name = name
+		return
+	}
 	if q.Get("unreadable") != "" {
 		m.Config = nil
 		return
@@ -154,6 +162,9 @@ type vdm struct{ *simulator.VirtualDiskManager }
 
 func (m *vdm) run(kind string, f func() fault) types.ManagedObjectReference {
 	t := simulator.CreateTask(m, kind, func(*simulator.Task) (types.AnyType, types.BaseMethodFault) {
+		if kind == "copyVirtualDisk" {
+			time.Sleep(time.Duration(slow.Load()) * time.Second)
+		}
 		if bad := planned(kind); bad != nil {
 			return nil, bad
 		}
@@ -234,7 +245,7 @@ func (b *browser) SearchDatastoreTask(s *types.SearchDatastore_Task) soap.HasFau
 }
 
 var cookies sync.Map
-var uploads atomic.Int64
+var uploads, slow atomic.Int64
 
 type recorder struct{ http.ResponseWriter }
 

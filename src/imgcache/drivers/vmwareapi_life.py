@@ -24,9 +24,8 @@ if TYPE_CHECKING:
 
 #: Items that one ``vmware_remove`` may have: each is looked at anew, with all machines.
 _ITEMS_PER_ORDER = 20
-#: Removing and looking at many machines takes its time.
-_REMOVE_S = 600.0
-_SILENCE_S = 60.0
+#: Looking at many machines takes its time, and so does what vCenter does about big disks.
+_LONG_S = 600.0
 
 
 async def inspect(context: HostContext, *, formats: bool, use: bool) -> HostCache:
@@ -35,7 +34,7 @@ async def inspect(context: HostContext, *, formats: bool, use: bool) -> HostCach
     async with opened(context, LIFE_MODULES) as (talk, cluster):
         rows = EntryRows(SHAPES)
         order = talk.order("vmware_list", use=use)
-        answer = await talk.result(order, timeout_s=ANSWER_S, on_rows=rows.take)
+        answer = await talk.result(order, timeout_s=_LONG_S, on_rows=rows.take)
         return cache_from(cluster, answer.fields, rows.entries)
 
 
@@ -54,7 +53,7 @@ async def remove(
                     on_row(row)
 
             order = talk.order("vmware_remove", items=[_item_fields(item) for item in part])
-            await talk.result(order, timeout_s=_REMOVE_S, on_rows=take)
+            await talk.result(order, timeout_s=_LONG_S, on_rows=take)
 
 
 def _item_fields(item: RemovalItem) -> dict[str, object]:
@@ -79,7 +78,7 @@ async def clean(
 
     async with opened(context, LIFE_MODULES) as (talk, _):
         order = talk.order("vmware_clean", stall_age_s=stall_age_s, dry=context.dry_run)
-        await talk.result(order, timeout_s=_REMOVE_S, on_rows=take)
+        await talk.result(order, timeout_s=_LONG_S, on_rows=take)
 
 
 async def verify(
@@ -102,7 +101,7 @@ async def verify(
             fields = _adopt_fields(context, image) if image else None
             order = talk.order("vmware_verify", base=name, rate=bytes_per_s, adopt=fields)
             try:
-                answer = await talk.result(order, timeout_s=_SILENCE_S, on_progress=progress)
+                answer = await talk.result(order, timeout_s=_LONG_S, on_progress=progress)
                 verdict = _verdict(name, image, answer.fields)
             except OrderError as error:
                 verdict = Verdict(name, VerdictState.FAILED, error.code, error.message)

@@ -34,6 +34,7 @@ _ANSWER_S = 90
 _IDLE_S = 5.0
 _MAX_ANSWER_BYTES = 64 << 20
 _STEP_BYTES = 64 << 10
+_TASK = ("info.state", "info.error", "info.result", "info.progress")
 
 SERVICE = Ref("ServiceInstance", "ServiceInstance")
 
@@ -46,6 +47,8 @@ class Vim:
         self.port = port
         self.context = tls_context(*trust)
         self.check = check
+        #: Gets the percentage of a task that says how far it is.
+        self.tell = None
         self.cookie = None
         self.content = None
         self.answer_s = _ANSWER_S
@@ -259,13 +262,14 @@ class Vim:
         wait_s = 0.02
         try:
             while True:
-                info = self.properties([ref], ("info.state", "info.error", "info.result"))
-                info = info.get(ref.value, {})
+                info = self.properties([ref], _TASK).get(ref.value, {})
                 state = text_of(info.get("info.state"))
                 if state == "success":
                     return info.get("info.result")
                 if state == "error":
                     raise task_fault(info.get("info.error"))
+                if self.tell is not None:
+                    self.tell(int(text_of(info.get("info.progress"), "0")))
                 if state is None:
                     raise Failure("io", "vCenter %s forgot about a task" % self.place)
                 time.sleep(wait_s)

@@ -15,6 +15,7 @@ from .soap import Fault, refs_of, text_of
 from .vmware import PREFIX, TEMP, is_image_id, opened
 from .vmware_conf import nodename
 from .vmware_entry import Look, change_manifest
+from .vmware_names import is_ours, owner_of
 from .vmware_use import Use
 from .watch import watch as watch_of
 
@@ -33,6 +34,7 @@ class Work:
 
     def __enter__(self):
         self.watch.begin(self.order["id"], self.order.get("alive_s", _ALIVE_S))
+        self.tell(0, 1)
         return self
 
     def tell(self, done, total):
@@ -186,38 +188,39 @@ class Cleaning:
 
     def find_machines(self):
         """Return the machines that imports of ours have made, by name."""
-        cluster, found = self.cluster, {}
-        stores = cluster.vim.properties([store.ref for store in cluster.stores], ["vm"])
-        for ref in {ref for values in stores.values() for ref in refs_of(values.get("vm"))}:
-            values = cluster.vim.properties([ref], ["name"]).get(ref.value, {})
-            name = text_of(values.get("name"), "")
-            if name.startswith(PREFIX):
-                found[name] = ref
-        return found
+        vim = self.cluster.vim
+        stores = vim.properties([store.ref for store in self.cluster.stores], ["vm"])
+        refs = {ref.value: ref for it in stores.values() for ref in refs_of(it.get("vm"))}
+        names = {
+            text_of(values.get("name"), ""): refs[value]
+            for value, values in vim.properties(refs.values(), ["name"]).items()
+        }
+        return {name: ref for name, ref in names.items() if is_ours(name)}
 
     def run(self):
         """Yield a row for each folder of ours."""
         for store in self.cluster.stores:
             for folder in (TEMP, ""):
                 for file in self.cluster.search(store, folder, PREFIX + "*") or ():
-                    if file.folder:
+                    if file.folder and is_ours(file.name):
                         path = "%s/%s" % (folder, file.name) if folder else file.name
-                        yield self.one(store, path)
+                        yield self.one(store, path, file.mtime)
         for name, ref in sorted(self.machines.items()):
-            if files.owner_of(name) == "dead" and not self.order["dry"]:
+            if owner_of(name) == "dead" and not self.order["dry"]:
                 self.destroy(ref)
 
-    def one(self, store, path):
-        """Decide about one folder, and return its row."""
+    def one(self, store, path, made_at):
+        """Decide about one folder, and return its row; ``made_at``: its own time, 0.0 when it has none."""
         name = path.rpartition("/")[2]
-        found = [file for file in self.cluster.search(store, path) or () if not file.folder]
+        found = self.cluster.search(store, path) or []
         found += [
             file for content in (self.cluster.tree(store, path) or {}).values() for file in content
         ]
         row = {"name": store.path(path), "state": "kept", "code": None, "reason": None}
-        row["bytes"] = sum(file.size for file in found)
-        age = self.now - max([file.mtime for file in found] or [0.0])
-        owner = files.owner_of(name)
+        row["bytes"] = sum(file.size for file in found if not file.folder)
+        # A transfer that has just begun has folders only, so their times count as well.
+        age = self.now - max([made_at, *(file.mtime for file in found)])
+        owner = owner_of(name)
         if owner == "alive":
             return dict(row, code="busy", reason="a transfer is at work on it")
         if owner == "unknown" and age < self.order["stall_age_s"]:

@@ -7,6 +7,8 @@ Source: nova ``virt/vmwareapi/vmops.py`` (``_fetch_image_if_missing`` and what i
 # mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
 # ruff: noqa: EM101 - a Failure's code is a literal; imports are dear on a warm host
 
+import contextlib
+
 from . import vmware_files as files
 from .core import Failure
 from .vmware import MANIFEST, TIMESTAMP
@@ -19,9 +21,32 @@ from .vmware_import import ImportTarget, OvaTarget
 class Making:
     """The part of a ``Fetch`` that works on one datastore."""
 
+    #: Of vSphere's tasks, in percent of one.
+    told = 0
+
     def is_there(self, store):
         """Whether a datastore has the image."""
         return find(self.cluster, store, self.image["id"], self.plan.format) is not None
+
+    @contextlib.contextmanager
+    def telling(self):
+        """Have one task of vSphere's told as progress: with a big disk it takes its time.
+
+        In an order, progress of a phase never goes back: each task adds its hundred.
+        """
+        self.told += 100
+        best = [self.told - 100]
+
+        def tell(percent):
+            best[0] = max(best[0], self.told - 100 + min(100, percent))
+            self.watch.tell("convert", best[0], self.told)
+
+        tell(0)
+        self.cluster.vim.tell = tell
+        try:
+            yield
+        finally:
+            self.cluster.vim.tell = None
 
     # ---- the first datastore
 
@@ -73,8 +98,8 @@ class Making:
         if plan.kind == FLAT:
             self.capacity = plan.size // 1024 * 1024
         if plan.kind == SPARSE:
-            self.watch.tell("convert", 0, self.capacity)
-            files.copy_disk(cluster, (store, path), (store, final))
+            with self.telling():
+                files.copy_disk(cluster, (store, path), (store, final))
             files.delete(cluster, store, path)
 
     def bring_disk(self, store):
@@ -179,14 +204,14 @@ class Making:
         cluster, plan = self.cluster, self.plan
         folder = "%s/%s" % (cluster.base, self.image["id"])
         path, target = "%s/%s" % (folder, plan.name), "%s/%s" % (inner, plan.name)
-        if plan.format == "iso":
-            files.copy_file(cluster, (source, path), (store, target))
-            return
-        self.capacity = files.capacity_of(cluster, source, path)
-        if plan.kind != FLAT:
-            files.copy_disk(cluster, (source, path), (store, target))
-            return
-        flat, new_flat = (place + "/" + plan.flat_name for place in (folder, inner))
-        files.create_disk(cluster, store, target, plan)
-        files.delete(cluster, store, new_flat)
-        files.copy_file(cluster, (source, flat), (store, new_flat))
+        copy = files.copy_file
+        if plan.format == "vmdk":
+            self.capacity = files.capacity_of(cluster, source, path)
+        if plan.kind == FLAT:
+            files.create_disk(cluster, store, target, plan)
+            path, target = (place + "/" + plan.flat_name for place in (folder, inner))
+            files.delete(cluster, store, target)
+        elif plan.format == "vmdk":
+            copy = files.copy_disk
+        with self.telling():
+            copy(cluster, (source, path), (store, target))

@@ -125,6 +125,21 @@ def test_what_a_datastore_lost_is_noticed(bench: Bench, kind: str) -> None:
     assert bench.vcenter.leftovers() == []
 
 
+def test_progress_never_goes_back(bench: Bench) -> None:
+    sparse = bench.image(vmdk("monolithicSparse"), properties={"vmware_disktype": "sparse"})
+    bench.vcenter.ask("slow", seconds=3)
+    order = bench.begin(sparse)
+    bench.helper.push_when_ready(order, vmdk("monolithicSparse"))
+    assert bench.helper.result(order, timeout_s=60)["state"] == "cached"
+    told: dict[str, list[int]] = {}
+    for frame in bench.helper.frames:
+        if frame.get("id") == order and frame["event"] == "progress":
+            assert frame["done"] <= frame["total"]
+            told.setdefault(frame["phase"], []).append(frame["done"])
+    assert all(done == sorted(done) for done in told.values()), told
+    assert max(told["convert"]) >= 100  # both datastores' copies were told of
+
+
 def test_a_download_goes_on_where_it_broke_off(bench: Bench) -> None:
     fields = bench.image(plain())
     with HttpServer() as server:

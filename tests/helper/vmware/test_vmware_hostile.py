@@ -12,7 +12,7 @@ import pytest
 
 from helper.vmware.disks import ova, vmdk
 from imgcache.helper import soap
-from imgcache.helper import vmware_files as files
+from imgcache.helper import vmware_names as names
 from imgcache.helper.core import Failure
 from imgcache.helper.vmware_image import Plan, Sample, judge_head, judge_whole
 from imgcache.helper.vmware_import import OvaTarget, first_disk
@@ -142,22 +142,28 @@ def test_entities_are_refused_in_whatever_encoding(encoding: str) -> None:
         first_disk(BOMB.encode(encoding))
     assert caught.value.code == "format"
     body = f"<Envelope><Body>{BOMB.partition(']>')[2]}</Body></Envelope>"
-    with pytest.raises(ValueError, match="XML|codec"):
+    with pytest.raises(ValueError, match=r"XML|codec"):
         soap.parse((BOMB.partition("]>")[0] + "]>" + body).encode(encoding))
 
 
 @pytest.mark.row("D14")
 def test_names_that_only_begin_like_ours_are_nobodys() -> None:
-    mine = files.work_name()
-    assert files.is_ours(mine)
-    assert files.owner_of(mine) == "alive"
-    for name in ("imgcache-web", "imgcache-web-1-2-3", f"{mine} (0b5c)", mine + "-flat", mine[:-1]):
-        assert not files.is_ours(name)
-        assert files.owner_of(name) == "unknown"
+    mine = names.work_name()
+    assert names.is_ours(mine)
+    assert names.owner_of(mine) == "alive"
+    for other in (
+        "imgcache-web",
+        "imgcache-web-1-2-3",
+        f"{mine} (0b5c)",
+        mine + "-flat",
+        mine[:-1],
+    ):
+        assert not names.is_ours(other)
+        assert names.owner_of(other) == "unknown"
 
 
 @pytest.mark.row("D14")
 def test_a_transfer_whose_process_is_hidden_is_not_dead(monkeypatch: pytest.MonkeyPatch) -> None:
-    mine = files.work_name()
-    monkeypatch.setattr(files, "_started", lambda pid: None)  # as with hidepid=2
-    assert files.owner_of(mine) == "unknown"
+    mine = names.work_name()
+    monkeypatch.setattr(names, "_started", lambda pid: None)  # as with hidepid=2
+    assert names.owner_of(mine) == "unknown"

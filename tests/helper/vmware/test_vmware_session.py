@@ -14,7 +14,7 @@ from helper.controller import Controller, from_service, pythons
 from helper.vmware.conftest import Bench
 from helper.vmware.disks import kinds, plain, vmdk
 from servers.misbehaving_http import HttpServer, serve
-from servers.vcenter import PASSWORD
+from servers.vcenter import MACHINE, PASSWORD
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -197,10 +197,37 @@ def test_others_leftovers_are_cleaned_when_they_are_old(bench: Bench) -> None:
     [row] = bench.rows("vmware_clean", stall_age_s=3600, dry=False)
     assert (row["state"], row["code"]) == ("kept", "young")
     old = time.time() - 7200
-    os.utime(theirs / "x.vmdk", (old, old))
+    for path in (theirs / "x.vmdk", theirs):
+        os.utime(path, (old, old))
     [row] = bench.rows("vmware_clean", stall_age_s=3600, dry=False)
     assert row["state"] == "removed"
     assert novas.exists()
+
+
+@pytest.mark.row("D14")
+def test_a_transfer_that_another_host_has_just_begun_is_not_cleaned(bench: Bench) -> None:
+    theirs = bench.vcenter.stores["LocalDS_0"] / "vmware_temp/imgcache-0123456789ab-77-5-deadbeef"
+    (theirs / "00000000-0000-4000-8000-000000000001").mkdir(parents=True)  # and no file yet
+    [row] = bench.rows("vmware_clean", stall_age_s=3600, dry=False)
+    assert (row["state"], row["code"]) == ("kept", "young")
+    assert theirs.exists()
+
+
+@pytest.mark.row("D4")
+def test_a_machine_that_is_called_like_the_tool_is_never_destroyed(bench: Bench) -> None:
+    bench.vcenter.ask("machine", name=MACHINE, rename="imgcache-web")
+    folder = bench.vcenter.stores["LocalDS_0"] / "imgcache-web"
+    folder.mkdir()
+    (folder / "imgcache-web.vmdk").write_bytes(b"x")
+    for path in (folder / "imgcache-web.vmdk", folder):
+        os.utime(path, (1, 1))
+    assert bench.rows("vmware_clean", stall_age_s=3600, dry=False) == []
+    assert (folder / "imgcache-web.vmdk").exists()
+    bench.vcenter.ask("machine", name="imgcache-web", unreadable=1)
+    assert bench.list() == {}
+    order = bench.helper.order("vmware_list", use=True)
+    [problem] = bench.helper.result(order)["problems"]
+    assert "imgcache-web" in problem
 
 
 @pytest.mark.row("H18")
