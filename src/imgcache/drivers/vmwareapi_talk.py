@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 #: What every conversation of this driver needs, in the order in which they import each other.
 BASE_MODULES = (
     *("conf", "watch", "staging", "formats", "soap", "vim"),
-    *("vmware_conf", "vmware_stores", "vmware", "vmware_files", "vmware_image", "vmware_entry"),
+    *("vmware_conf", "vmware_stores", "vmware", "vmware_names"),
+    *("vmware_files", "vmware_image", "vmware_entry"),
 )
 LIFE_MODULES = ("vmware_use", "vmware_life")
 VERIFY_MODULES = (*LIFE_MODULES, "vmware_verify")

@@ -14,6 +14,7 @@ from .vmware import TEMP, is_image_id, opened
 from .vmware_entry import room_problem, suited, touch
 from .vmware_image import Plan
 from .vmware_make import Making
+from .vmware_names import owner_of
 from .watch import watch as watch_of
 
 
@@ -132,7 +133,7 @@ class Fetch(Making):
 def sweep(cluster, store):
     """Remove what helpers left on a datastore that have died on this very machine."""
     for file in cluster.search(store, TEMP, "imgcache-*") or ():
-        if files.owner_of(file.name) == "dead":
+        if owner_of(file.name) == "dead":
             files.delete(cluster, store, TEMP, file.name)
 
 

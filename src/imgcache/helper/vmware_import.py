@@ -18,8 +18,9 @@ from xml.etree import ElementTree
 from .core import Failure
 from .soap import Fault, Object, parse_plain, ref_of, text_of
 from .vmware_bring import FileTarget
-from .vmware_files import Upload, drop, work_name
+from .vmware_files import Upload, drop
 from .vmware_image import STREAM, Sample, judge_whole
+from .vmware_names import work_name
 
 _LEASE_WAIT_S = 120
 _PROGRESS_S = 20.0

@@ -10,7 +10,7 @@ Source: nova ``virt/vmwareapi/vmops.py`` (``spawn``, ``_get_instance_metadata``)
 
 from .core import Failure
 from .soap import Fault, refs_of, text_of
-from .vmware import PREFIX
+from .vmware_names import is_ours
 
 _PATHS = ("name", "config.annotation", "config.hardware.device", "layoutEx.file")
 _NOTE = "imageid:"
@@ -56,7 +56,7 @@ class Use:
     def _note(self, values, prefixes):
         name = text_of(values.get("name"), "a machine without a name")[:200]
         if "config.hardware.device" not in values:
-            if not name.startswith(PREFIX):
+            if not is_ours(name):
                 self.problems.append("cannot read what the machine %s uses" % ascii(name))
             return
         for line in text_of(values.get("config.annotation"), "").split("\n"):
