@@ -124,6 +124,13 @@ func control(w http.ResponseWriter, r *http.Request) {
 		slow.Store(n)
 	case "uploads":
 		fmt.Fprintln(w, uploads.Load())
+	case "expire":
+		// as vCenter does with sessions that nobody uses
+		cookies.Range(func(k, _ any) bool {
+			cookies.Delete(k)
+			expired.Store(k, true)
+			return true
+		})
 	case "sessions":
 		n := 0
 		cookies.Range(func(_, _ any) bool { n++; return true })
@@ -244,7 +251,7 @@ func (b *browser) SearchDatastoreTask(s *types.SearchDatastore_Task) soap.HasFau
 	return b.HostDatastoreBrowser.SearchDatastoreTask(s)
 }
 
-var cookies sync.Map
+var cookies, expired sync.Map
 var uploads, slow atomic.Int64
 
 type recorder struct{ http.ResponseWriter }
@@ -262,6 +269,11 @@ func front(next http.Handler) http.Handler {
 		if strings.HasPrefix(r.URL.Path, "/rig/") {
 			control(w, r)
 			return
+		}
+		for _, c := range r.Cookies() {
+			if _, gone := expired.Load(strings.Trim(c.Value, `"`)); gone {
+				r.Header.Del("Cookie")
+			}
 		}
 		put := r.Method == "PUT" || r.Method == "POST"
 		if put && !strings.HasPrefix(r.URL.Path, "/sdk") {

@@ -49,6 +49,8 @@ class Vim:
         self.check = check
         #: Gets the percentage of a task that says how far it is.
         self.tell = None
+        #: Logs in once more when vCenter has ended the session, which nobody used for half an hour.
+        self.log_in = None
         self.cookie = None
         self.content = None
         self.answer_s = _ANSWER_S
@@ -130,6 +132,19 @@ class Vim:
             Fault: vCenter refuses.
             Failure: it cannot be reached, or answers something else.
         """
+        try:
+            return self._call(target, method, fields)
+        except Fault as fault:
+            if fault.name != "NotAuthenticated" or self.log_in is None:
+                raise
+        log_in, self.log_in, self.cookie = self.log_in, None, None
+        try:
+            log_in()
+        finally:
+            self.log_in = log_in
+        return self._call(target, method, fields)
+
+    def _call(self, target, method, fields):
         self.check()
         body = ENVELOPE % (method, fields_xml((("_this", target), *fields)), method)
         status, data = self._post(body)
@@ -165,7 +180,7 @@ class Vim:
         """Log out and hang up; never raises."""
         try:
             if self.content is not None and self.cookie:
-                self.check = lambda: None
+                self.check, self.log_in = lambda: None, None
                 self.call(self.manager("sessionManager"), "Logout")
         except Failure:
             pass
@@ -216,9 +231,12 @@ class Vim:
                 ("objectSet", [Object(None, [("obj", ref)]) for ref in refs]),
             ],
         )
-        answer = self.one(
-            collector, "RetrievePropertiesEx", ("specSet", spec), ("options", Object(None, []))
-        )
+        fields = ("specSet", spec), ("options", Object(None, []))
+        answer = self.one(collector, "RetrievePropertiesEx", *fields)
+        if answer is None:
+            # So it also says that the session is gone. Another call tells, which begins a new one.
+            self.call(self.manager("searchIndex"), "FindByInventoryPath", ("inventoryPath", "/"))
+            answer = self.one(collector, "RetrievePropertiesEx", *fields)
         while answer is not None:
             for item in answer.findall("objects"):
                 values = found.setdefault(item.find("obj").text, {})

@@ -44,6 +44,7 @@ class Cluster(Stores):
         self.place = "%s of vCenter %s" % (values["cluster_name"], self.vim.place)
         self.base = self.settings.base
         self._login()
+        self.vim.log_in = self._login
         try:
             self.ref = self._find()
             self.stores = self._stores()

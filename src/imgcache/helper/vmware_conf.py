@@ -66,7 +66,7 @@ _FOLDER = re.compile(r"[0-9A-Za-z._:@+=~-][0-9A-Za-z._:@+=~ -]{0,200}\Z")
 
 
 class Settings:
-    """Everything the driver needs to know from nova.conf; ``password`` is wiped after the login."""
+    """Everything the driver needs to know from nova.conf."""
 
     def __init__(self, order):
         settings = order["settings"]
@@ -110,7 +110,7 @@ class Settings:
         return value
 
     def password(self):
-        """Return the password, read anew so that nothing keeps it."""
+        """Return the password; for each login, of which a session that ended needs another."""
         return self.conf.get("host_password")[0]
 
     def trust(self):

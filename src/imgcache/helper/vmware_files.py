@@ -18,7 +18,8 @@ from .soap import Fault, Object
 from .vmware import MANIFEST, PREFIX, TEMP, delete_call
 from .vmware_names import work_name
 
-_KEEP_SESSION_S = 240.0
+#: vCenter ends sessions that nobody used for half an hour; moving bytes is no use.
+KEEP_SESSION_S = 240.0
 _MAX_SMALL_BYTES = 64 << 10
 _EXTENT = re.compile(r"^(?:RW|RDONLY|NOACCESS)\s+([0-9]{1,18})\s+[A-Z]", re.MULTILINE | re.ASCII)
 
@@ -217,7 +218,7 @@ class Upload:
             self.connection.send(data)
         except (OSError, http.client.HTTPException) as error:
             raise Broken(self._early_answer() or str(error)) from error
-        if time.monotonic() - self.kept_at > _KEEP_SESSION_S:
+        if time.monotonic() - self.kept_at > KEEP_SESSION_S:
             self.kept_at = time.monotonic()
             self.cluster.now()
 

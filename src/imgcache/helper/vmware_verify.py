@@ -29,6 +29,14 @@ class Hashing:
         self.rate = rate and max(rate, _LEAST_RATE)
         self.watch = watch
         self.done = self.total = 0
+        self.kept_at = time.monotonic()
+
+    def keep_session(self):
+        """Note that we are at work; reading for long must not end the session with vCenter."""
+        self.watch.check()
+        if time.monotonic() - self.kept_at > files.KEEP_SESSION_S:
+            self.kept_at = time.monotonic()
+            self.cluster.now()
 
     def run(self, store, path, algo):
         """Return (digest, bytes read); None: it is gone."""
@@ -43,7 +51,7 @@ class Hashing:
                     break
                 digest.update(block)
                 size += len(block)
-                self.watch.check()
+                self.keep_session()
                 self.watch.tell("hash", self.done + size, max(self.total, self.done + size))
                 due = max(due, time.monotonic() - 1) + (len(block) / self.rate if self.rate else 0)
                 while due > time.monotonic():

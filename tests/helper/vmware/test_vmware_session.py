@@ -245,6 +245,25 @@ def test_two_helpers_fetch_an_image_once(bench: Bench) -> None:
         assert (answer["state"], answer["bytes_fetched"]) == ("existing", 0)
 
 
+@pytest.mark.row("H20")
+@pytest.mark.parametrize("what", ["touch", "fetch", "list", "remove"])
+def test_a_session_that_vcenter_has_ended_is_begun_anew(bench: Bench, what: str) -> None:
+    fields = bench.image(plain())
+    if what != "fetch":
+        assert bench.fetch(fields)["state"] == "cached"
+    row = bench.list().get(fields["image"]["id"], {})
+    bench.vcenter.ask("expire")  # as after half an hour in which another host was waited for
+    if what == "touch":
+        assert bench.touch(fields)["state"] == "existing"
+    elif what == "fetch":
+        assert bench.fetch(fields)["state"] == "cached"
+    elif what == "list":
+        assert bench.list().keys() == {row["name"]}
+    else:
+        assert bench.remove(row)["state"] == "removed"
+    bench.helper.result(bench.helper.order("vmware_close"))
+
+
 @pytest.mark.row("T1")
 def test_secrets_are_seen_nowhere(bench: Bench, tmp_path: Path) -> None:
     seen: list[bytes] = []
