@@ -153,6 +153,9 @@ class Context:
     async def lend_place(self) -> AsyncIterator[None]:
         yield
 
+    def needed_when(self, is_needed: Callable[[], bool]) -> None:
+        """Nobody waits for it."""
+
     def must_stop(self) -> HostError | None:
         return None
 

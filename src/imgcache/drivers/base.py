@@ -156,6 +156,9 @@ class HostContext(Protocol):
     def lend_place(self) -> AbstractAsyncContextManager[None]:
         """Lend this host's place to another one while it only waits; leaving waits for a place."""
 
+    def needed_when(self, is_needed: Callable[[], bool]) -> None:
+        """Say how to tell whether others wait for this host: a place that it has lent is its own again then."""
+
     def must_stop(self) -> HostError | None:
         """Return why no more bytes may be moved now (a window closed, the deadline), if so.
 

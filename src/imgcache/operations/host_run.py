@@ -15,7 +15,7 @@ from imgcache.plan import FAILED_WORDS, HostFailure, Outcome, OutcomeWord, Sourc
 from imgcache.transport.conversation import start_conversation
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from imgcache.errors import HostError
@@ -73,6 +73,7 @@ class HostRun:
         self.deadline: asyncio.Timeout | None = None
         #: Whether the rollout knows that all is reported.
         self.told = False
+        self._is_needed: Callable[[], bool] = lambda: False
         #: Whether the host has ever answered.
         self.reached = False
         #: Whether the helper was to be started; when that fails, there is an error besides.
@@ -153,16 +154,20 @@ class HostRun:
         finally:
             self.has_place = True
 
+    def needed_when(self, is_needed: Callable[[], bool]) -> None:
+        """See ``HostContext``."""
+        self._is_needed = is_needed
+
     async def take_back(self) -> None:
         """Wait for a place; that takes as long as others need, so it does not count as this host's time."""
         deadline, loop = self.deadline, asyncio.get_running_loop()
         when, began = (deadline.when() if deadline else None), loop.time()
         if deadline is None or when is None or deadline.expired():
-            await self._engine.places.take_back()
+            await self._engine.places.take_back(self._is_needed)
             return
         deadline.reschedule(None)
         try:
-            await self._engine.places.take_back()
+            await self._engine.places.take_back(self._is_needed)
         finally:
             deadline.reschedule(when + loop.time() - began)
 

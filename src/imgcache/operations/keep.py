@@ -13,7 +13,7 @@ from imgcache.operations.fleet import driver_of
 from imgcache.plan import OutcomeWord
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from imgcache.drivers.base import HostContext, Sources
@@ -163,6 +163,10 @@ class _Holding:
     def lend_place(self) -> AbstractAsyncContextManager[None]:
         """See ``HostContext``."""
         return self._inner.lend_place()
+
+    def needed_when(self, is_needed: Callable[[], bool]) -> None:
+        """See ``HostContext``."""
+        self._inner.needed_when(is_needed)
 
     def must_stop(self) -> HostError | None:
         """See ``HostContext``."""

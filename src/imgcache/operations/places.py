@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 #: Hosts that may have lent their place without need: those that are slow to answer, or told to come back.
 MOST_LENDERS = 256
+#: So often it is looked whether others need a host that waits for its place.
+_LOOK_S = 0.5
 
 
 class Places:
@@ -32,11 +38,30 @@ class Places:
 
     async def begin(self) -> None:
         """Wait for a place for a host that begins, and until few enough others are alive."""
-        await self._wait(self._beginning)
+        granted = self._queue(self._beginning)
+        try:
+            await granted
+        except asyncio.CancelledError:
+            self._withdraw(granted, beginning=True)
+            raise
 
-    async def take_back(self) -> None:
-        """Wait until a place is free again for a host that has lent its own."""
-        await self._wait(self._returning)
+    async def take_back(self, is_needed: Callable[[], bool] = lambda: False) -> None:
+        """Wait until a place is free again for a host that has lent its own.
+
+        One that others need (``is_needed``) gets it at once, though it be one too many: those who hold the
+        places may be the very ones that wait for it.
+        """
+        granted = self._queue(self._returning)
+        try:
+            while not granted.done():
+                if is_needed():
+                    granted.cancel()
+                    self.take_back_now()
+                    return
+                await asyncio.wait((granted,), timeout=_LOOK_S)
+        except asyncio.CancelledError:
+            self._withdraw(granted, beginning=False)
+            raise
 
     def take_back_now(self) -> None:
         """Take a place whether one is free or not: for a host that is about to end anyway."""
@@ -54,19 +79,16 @@ class Places:
         self._alive -= 1
         self.lend()
 
-    async def _wait(self, queue: deque[asyncio.Future[None]]) -> None:
+    def _queue(self, queue: deque[asyncio.Future[None]]) -> asyncio.Future[None]:
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         queue.append(granted)
         self._grant()
-        try:
-            await granted
-        except asyncio.CancelledError:
-            if granted.done() and not granted.cancelled():
-                self._take_away(beginning=queue is self._beginning)
-            raise
+        return granted
 
-    def _take_away(self, *, beginning: bool) -> None:
+    def _withdraw(self, granted: asyncio.Future[None], *, beginning: bool) -> None:
         """Undo what was granted to one who no longer waits."""
+        if granted.cancel() or granted.cancelled():
+            return
         self._alive -= beginning
         self.lend()
 

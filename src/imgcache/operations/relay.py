@@ -62,6 +62,10 @@ class Member:
             )
         return self._listener
 
+    def is_read(self) -> bool:
+        """Whether others read from it at the moment."""
+        return any(node.readers for node in self.nodes.values())
+
     def offer(self, image: Image) -> Offer | None:
         """Return how others may read an image from it; None: it does not listen."""
         return None if self.port is None else self.make_offer(image)
@@ -155,6 +159,7 @@ class SiteRelay:
     async def member(self, context: HostContext) -> AsyncIterator[None]:
         """See ``Sources.member``."""
         member = self.members[context.host.name] = Member(context.host)
+        context.needed_when(member.is_read)
         try:
             yield
             async with context.lend_place():
