@@ -119,6 +119,10 @@ func control(w http.ResponseWriter, r *http.Request) {
 				changeMachine(m, q)
 			}
 		}
+	case "machines":
+		for _, e := range simulator.Map.All("VirtualMachine") {
+			fmt.Fprintln(w, e.(*simulator.VirtualMachine).Name)
+		}
 	case "slow":
 		n, _ := strconv.ParseInt(q.Get("seconds"), 10, 64)
 		slow.Store(n)

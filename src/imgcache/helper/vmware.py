@@ -40,7 +40,7 @@ class Cluster(Stores):
             self.settings.host, values["host_port"], self.settings.trust(), self.watch.check
         )
         self.temps = []
-        self.upload = None
+        self.upload = self.lease = None
         self.place = "%s of vCenter %s" % (values["cluster_name"], self.vim.place)
         self.base = self.settings.base
         self._login()
@@ -140,9 +140,15 @@ class Cluster(Stores):
         if last.cookie is None or last.content is None:
             return
         last.answer_s = _ENDING_S
-        for store, folder in list(self.temps):
+        calls, lease = [], self.lease
+        if lease is not None:
+            calls.append((lease.ref, "HttpNfcLeaseAbort"))
+            if lease.machine is not None:
+                calls.append((lease.machine, "Destroy_Task"))
+        calls += [delete_call(last, store, folder) for store, folder in list(self.temps)]
+        for call in calls:
             try:
-                last.call(*delete_call(last, store, folder))
+                last.call(*call)
             except Failure:
                 pass
         last.end()

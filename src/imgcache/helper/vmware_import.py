@@ -5,7 +5,7 @@ Source: nova ``virt/vmwareapi/images.py`` (``fetch_image_stream_optimized``, ``f
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
-# ruff: noqa: EM101 - a Failure's code is a literal; imports are dear on a warm host
+# ruff: noqa: EM101, SIM105 - a Failure's code is a literal; what fails while giving up changes nothing
 
 import hashlib
 import http.client
@@ -74,6 +74,7 @@ class Lease:
         self.store = store
         self.name = work_name()
         self.told_at = time.monotonic()
+        self.machine = None
         cluster.temps.append((store, self.name))
         pool = ref_of(cluster.vim.get(cluster.ref, "resourcePool"))
         try:
@@ -85,10 +86,14 @@ class Lease:
                     ("folder", store.datacenter.vm_folder),
                 )
             )
-            cluster.lease = self.ref
+            cluster.lease = self
             self.info = self._wait_until_ready()
         except Fault as fault:
             raise fault.failure("cannot import a disk to datastore " + store.name) from fault
+        except Failure:
+            if cluster.lease is not None:
+                self.abort()
+            raise
         self.machine = ref_of(self.info.find("entity"))
 
     def _wait_until_ready(self):
@@ -156,6 +161,7 @@ class Lease:
             self.cluster.lease = None
             path = self._disk_path(vim.get(self.machine, "config.hardware.device"))
             vim.call(self.machine, "UnregisterVM")
+            self.machine = None
         except Fault as fault:
             raise fault.failure("cannot end the import to " + self.store.name) from fault
         return path
@@ -168,13 +174,18 @@ class Lease:
         raise Failure("io", "vCenter does not tell where the imported disk is")
 
     def abort(self):
-        """Give the import up; vCenter removes the machine; never raises."""
+        """Give the import up, and see to it that no machine of it stays; never raises."""
         vim, self.cluster.lease = self.cluster.vim, None
         check, vim.check = vim.check, lambda: None
         try:
             vim.call(self.ref, "HttpNfcLeaseAbort")
         except Failure:
-            pass
+            pass  # it has ended already
+        try:
+            if self.machine is not None:
+                vim.task(self.machine, "Destroy_Task")
+        except Failure:
+            pass  # vCenter has removed it, or it is left for clean
         finally:
             vim.check = check
 
@@ -201,8 +212,8 @@ class ImportTarget(FileTarget):
     def judge(self):
         """Judge what only all bytes tell, and end the import."""
         judge_whole(self.plan, self.sample)
-        lease, self.lease = self.lease, None
-        self.disk_path = lease.complete()
+        self.disk_path = self.lease.complete()
+        self.lease = None
 
     def restart(self):
         """Forget all bytes, and what the import has made."""

@@ -155,6 +155,37 @@ def test_a_helper_whose_controller_is_gone_removes_what_it_began(bench: Bench) -
     assert bench.vcenter.leftovers() == []
 
 
+def work_machines(vcenter: VCenter) -> set[str]:
+    """Return the names of the machines that imports of ours have made."""
+    names = vcenter.ask("machines").splitlines()
+    return {name for name in names if name.startswith("imgcache-")}
+
+
+@pytest.mark.row("H20")
+@pytest.mark.parametrize("end", ["controller", "bytes"])
+def test_an_import_that_ends_early_leaves_no_machine(bench: Bench, end: str) -> None:
+    data = vmdk("streamOptimized")
+    fields = bench.image(data, properties={"vmware_disktype": "streamOptimized"})
+    if end == "bytes":
+        assert bench.fetch(fields, sent=data[:-1] + b"x")["code"] == "digest"
+    else:
+        order = bench.begin(fields)
+        bench.helper.event(order, "ready")
+        for at in range(0, 5 * (256 << 10), 256 << 10):
+            part = data[at : at + (256 << 10)]
+            bench.helper.tell("data", order, part, size=len(part))
+        deadline = time.monotonic() + 30
+        while not work_machines(bench.vcenter) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert len(work_machines(bench.vcenter)) == 1
+        assert bench.helper.end() == 0
+    deadline = time.monotonic() + 20
+    while work_machines(bench.vcenter) and time.monotonic() < deadline:
+        time.sleep(0.05)  # vCenter's task goes on without us
+    assert work_machines(bench.vcenter) == set()
+    assert bench.vcenter.leftovers() == []
+
+
 @pytest.mark.row("H19")
 @pytest.mark.parametrize("kind", ["preallocated", "streamOptimized"])
 def test_what_a_killed_helper_left_is_cleaned(bench: Bench, kind: str) -> None:
