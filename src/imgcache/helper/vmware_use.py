@@ -10,6 +10,7 @@ Source: nova ``virt/vmwareapi/vmops.py`` (``spawn``, ``_get_instance_metadata``)
 
 from .core import Failure
 from .soap import Fault, refs_of, text_of
+from .vmware import is_image_id
 from .vmware_names import is_ours
 
 _PATHS = ("name", "config.annotation", "config.hardware.device", "layoutEx.file")
@@ -46,14 +47,13 @@ class Use:
             for ref in refs_of(stores[store.ref.value]["vm"]):
                 machines[ref.value] = ref
         refs = list(machines.values())
-        prefixes = ["%s/" % store.path(self.cluster.base) for store in self.cluster.stores]
         for start in range(0, len(refs), 100):
             tell(start, len(refs))
             found = vim.properties(refs[start : start + 100], _PATHS)
             for values in found.values():
-                self._note(values, prefixes)
+                self._note(values)
 
-    def _note(self, values, prefixes):
+    def _note(self, values):
         name = text_of(values.get("name"), "a machine without a name")[:200]
         if "config.hardware.device" not in values:
             if not is_ours(name):
@@ -67,9 +67,10 @@ class Use:
         if layout is not None:
             paths += [node.text or "" for node in layout.iter("name")]
         for path in paths:
-            for prefix in prefixes:
-                if path.startswith(prefix):
-                    self._add(path[len(prefix) :].split("/")[0], name)
+            # The last folder decides: on vSAN the one above it is shown by an id instead of its name.
+            folder = path.rpartition("] ")[2].split("/")[-2:-1]
+            if folder and is_image_id(folder[0]):
+                self._add(folder[0], name)
 
     def _add(self, image_id, name):
         self.users.setdefault(image_id.lower(), set()).add(name)

@@ -68,15 +68,17 @@ def test_a_damaged_or_forged_manifest_makes_an_entry_unmanaged(bench: Bench, one
 
 
 @pytest.mark.row("D5")
-@pytest.mark.parametrize("evidence", ["annotation", "parent"])
+@pytest.mark.parametrize("evidence", ["annotation", "parent", "vsan"])
 def test_what_a_machine_uses_is_kept(bench: Bench, one: Frame, evidence: str) -> None:
     mark(bench, one["name"], 5 * DAY)
     row = bench.list()[one["name"]]
     said = {
         "annotation": f"name:box\nimageid:{one['name']}\npackage:34\n",
         "parent": f"[LocalDS_1] 10.0.0.5_base/{one['name']}/{one['name']}.20.vmdk",
+        "vsan": f"[LocalDS_1] 5a0c2f5b-9d1e/{one['name']}/{one['name']}.vmdk",
     }
-    bench.vcenter.ask("machine", name=MACHINE, **{evidence: said[evidence]})
+    told = "annotation" if evidence == "annotation" else "parent"
+    bench.vcenter.ask("machine", name=MACHINE, **{told: said[evidence]})
     listed = bench.list()[one["name"]]
     assert (listed["users"], listed["used_by"]) == (1, [MACHINE])
     answer = bench.remove(row)
