@@ -82,7 +82,7 @@ def test_the_part_of_one_that_ended_goes_to_the_others_at_once() -> None:
     second = budget.open(lambda _: None)
     second.close()
     second.close()
-    assert told == [950_000, 475_000, 950_000]
+    assert told == [960_000, 480_000, 960_000]
 
 
 def test_who_gets_less_is_told_before_who_gets_more() -> None:
