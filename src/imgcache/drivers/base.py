@@ -157,7 +157,7 @@ class HostContext(Protocol):
         """Lend this host's place to another one while it only waits; leaving waits for a place."""
 
     def needed_when(self, is_needed: Callable[[], bool]) -> None:
-        """Say how to tell whether others wait for this host: a place that it has lent is its own again then."""
+        """Say how to tell whether others wait for this host: a place that it has lent is its own then."""
 
     def must_stop(self) -> HostError | None:
         """Return why no more bytes may be moved now (a window closed, the deadline), if so.

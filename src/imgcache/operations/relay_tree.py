@@ -26,6 +26,8 @@ MOST_READERS = 8
 STILL_S = 3.0
 #: A host at work says something every second; after so long it is not given new readers.
 SILENT_S = 3.0
+#: The first that tries may need so long to connect; others wait for it, so it must not take for ever.
+TRIAL_S = 20.0
 #: A parent that has got more for so long after its reader last did, has something that the reader lacks.
 AHEAD_S = 2.0
 #: A reader that had so many failures with other hosts reads from outside.
@@ -90,7 +92,8 @@ class Tree:
         lied_to = len(node.wrong) >= MOST_WRONG
         if site.blocked or not node.can_read or lied_to or node.failures >= most:
             return self._outside(node)
-        parents = sorted(self.candidates(node), key=lambda parent: self._rank(node, parent))
+        depths = self._depths()
+        parents = sorted(self.candidates(node), key=lambda one: self._rank(node, one, depths[one]))
         if (
             not node.begun
             and len(self._seeded) < site.seeds
@@ -194,11 +197,11 @@ class Tree:
         told, undecided = self.suspects(node)
         blamed = next(iter(told)) if len(told) == 1 and not undecided else None
         node.avoid |= {parent for parent, _ in node.fed_by if parent.verified}
+        self._leave_parent(node)  # first: none of the bytes to come will be from there
         self._begin_anew(node)
         node.mixed = False
         node.failures += 1
         self._note_offset(node, 0)
-        self._leave_parent(node)
         if blamed is not None:
             self.site.bad.add(blamed.name)
         return blamed
@@ -225,6 +228,7 @@ class Tree:
                 if lost or node.breaks[parent] >= _MOST_BREAKS:
                     node.avoid.add(parent)
                 node.switching = True
+                self._end_trial(node)  # now: a host that is up to no good need not answer
                 leaving.append(node)
         for node in review(self, self.clock()):
             node.switching = True
@@ -233,16 +237,16 @@ class Tree:
 
     def candidates(self, node: Node) -> Iterator[Node]:
         """Give the hosts that one may read from."""
+        below = self._below(node)
         for parent in self.nodes.values():
             if (
-                parent is not node
+                parent not in below
                 and parent.can_serve
                 and parent.state in {State.READING, State.WHOLE}
                 and parent.name not in self.site.bad
                 and parent not in node.avoid
                 and not parent.slow
                 and self._is_heard(parent)
-                and not self.is_below(parent, node)
                 and len(parent.readers) < MOST_READERS
             ):
                 yield parent
@@ -261,16 +265,29 @@ class Tree:
         )
 
     @staticmethod
-    def is_below(node: Node, ancestor: Node) -> bool:
-        """Whether a host gets its bytes from another one, over however many hosts."""
-        step: Node | None = node
-        while step is not None:
-            if step is ancestor:
-                return True
-            step = step.parent
-        return False
+    def _below(node: Node) -> set[Node]:
+        """Return a host and all that get their bytes from it, over however many hosts."""
+        below, todo = {node}, [node]
+        while todo:
+            more = todo.pop().readers - below
+            below |= more
+            todo += more
+        return below
 
-    def _rank(self, node: Node, parent: Node) -> tuple[object, ...]:
+    def _depths(self) -> dict[Node, int]:
+        """Return over how many hosts each gets its bytes; in time that grows with their number only."""
+        depths: dict[Node, int] = {}
+        for node in self.nodes.values():
+            row = []
+            step: Node | None = node
+            while step is not None and step not in depths:
+                row.append(step)
+                step = step.parent
+            depth = -1 if step is None else depths[step]
+            depths.update((one, depth + up) for up, one in enumerate(reversed(row), 1))
+        return depths
+
+    def _rank(self, node: Node, parent: Node, depth: int) -> tuple[object, ...]:
         # One that has just failed this host will hardly go on reading itself.
         readers = sum(1 for one in parent.readers if not node.breaks[one] and one not in node.avoid)
         return (
@@ -279,16 +296,9 @@ class Tree:
             max(0, readers - self.site.fanout + 1),
             parent.done < node.done,
             parent.state is not State.WHOLE,
-            self._depth(parent),
+            depth,
             -parent.number,
         )
-
-    @staticmethod
-    def _depth(node: Node) -> int:
-        depth = 0
-        while node.parent is not None:
-            node, depth = node.parent, depth + 1
-        return depth
 
     def _is_heard(self, node: Node) -> bool:
         """Whether a host is as talkative as it should be."""
@@ -305,7 +315,7 @@ class Tree:
             return False
         if not self._is_heard(parent):
             return True
-        if not self.site.proven:
+        if not self.site.proven and now - last <= TRIAL_S:
             return False  # whether it can connect at all is what it finds out
         return parent.verified or (not parent.paused and parent.grown_at - last > AHEAD_S)
 

@@ -1,0 +1,85 @@
+"""Plans of relays with hosts that are up to no good, and with very many hosts."""
+
+from __future__ import annotations
+
+import pytest
+
+from imgcache.operations.relay_node import Node, SiteState, State
+from imgcache.operations.relay_tree import TRIAL_S, Tree
+
+SIZE = 1000
+
+
+def _tree() -> tuple[Tree, list[float]]:
+    now = [0.0]
+    return Tree(SiteState(), SIZE, clock=lambda: now[0]), now
+
+
+@pytest.mark.row("M9")
+@pytest.mark.row("T5")
+def test_a_second_liar_is_named_too() -> None:
+    tree, _ = _tree()
+    for name in ("one", "other"):
+        tree.add_whole(name)
+    victim = tree.join("victim")
+    for _ in range(2):
+        liar = tree.place(victim).parent
+        tree.progress(victim, "download", SIZE)
+        tree.note_wrong(victim)
+        assert tree.wrong_bytes(victim) is liar
+    assert tree.site.bad == {"one", "other"}
+
+
+@pytest.mark.row("N21")
+def test_a_first_reader_that_gets_nowhere_does_not_keep_the_whole_site_waiting() -> None:
+    tree, now = _tree()
+    seed, first, second = (tree.join(name) for name in ("seed", "first", "second"))
+    assert tree.place(seed).parent is None
+    assert tree.place(first).parent is seed
+    assert tree.place(second).wait
+    while now[0] <= TRIAL_S + 1:
+        assert tree.place(second).wait
+        now[0] += 0.5
+        tree.progress(seed, "download", int(10 * now[0]))
+        tree.progress(first, "download", 0)  # it says something, and that is all
+        if tree.tick():
+            break
+    assert TRIAL_S <= now[0] <= TRIAL_S + 1
+    assert tree.place(second).parent is not None
+
+
+def test_a_first_reader_of_a_seed_that_has_nothing_yet_is_left_alone() -> None:
+    tree, now = _tree()
+    seed, first = tree.join("seed"), tree.join("first")
+    tree.place(seed)
+    assert tree.place(first).parent is seed
+    while now[0] < 5 * TRIAL_S:
+        now[0] += 0.5
+        tree.progress(seed, "download", 0)
+        tree.progress(first, "download", 0)
+        assert tree.tick() == []
+
+
+def test_a_plan_for_very_many_hosts_takes_time_like_their_number() -> None:
+    """Counts steps, not seconds: how often a host's parent is looked up while one more is placed."""
+    steps = 0
+
+    class Counted(Node):
+        def __getattribute__(self, name: str) -> object:
+            nonlocal steps
+            steps += name == "parent"
+            return super().__getattribute__(name)
+
+    tree, _ = _tree()
+    tree.site.proven = True
+    last: Node | None = None
+    for number in range(300):
+        node = tree.nodes[f"h{number}"] = Counted(f"h{number}", number, 0.0, state=State.READING)
+        if last is not None:
+            node.parent = last
+            last.readers.add(node)
+        last = node
+    tree.site.seeds = 0
+    steps = 0
+    assert tree.place(tree.join("late")).parent is last
+    assert steps < 10 * 300
