@@ -20,8 +20,10 @@ from imgcache.images.glance import GlanceImageService
 from imgcache.images.keystone import open_cloud
 from imgcache.images.options import CloudOptions
 from imgcache.model import Host, HostSettings, ImageServiceSettings
+from imgcache.operations import node_access
 from imgcache.plan import CheckState
 from imgcache.transport.local import LocalTransport
+from servers import misbehaving_http as http
 from servers.scripted_http import Answer, Request, ScriptedServer
 
 if TYPE_CHECKING:
@@ -184,6 +186,33 @@ def test_an_endless_answer_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # --------------------------------------------------------------------------------------------- statuses
+
+
+@pytest.mark.row("M7")
+def test_a_node_that_drips_is_not_listened_to_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_access, "ANSWER_S", 1.0)
+    with http.HttpServer() as server:
+        server.route("/v2/cache", b"x" * 10_000, http.drip(20))
+        server.route(f"/v2/images/{ID}/file", b"x" * 10_000, http.drip(20))
+        cloud = open_cloud(ImageServiceSettings(endpoint=server.url), CloudOptions())
+        with GlanceImageService(cloud) as service:
+
+            async def read(node: node_access.NodeAccess) -> None:
+                async with node.blocks(f"/v2/images/{ID}/file") as blocks:
+                    async for _ in blocks:
+                        pass
+
+            async def ask() -> None:
+                node = node_access.NodeAccess(service, server.url)
+                with pytest.raises(HostError) as caught:
+                    await node.request("GET", "/v2/cache")
+                assert caught.value.code is ErrorCode.STALL
+                with pytest.raises(HostError) as caught:
+                    await read(node)
+                assert caught.value.code is ErrorCode.STALL
+                server.closing.set()  # what was left alone ends by itself
+
+            asyncio.run(ask())
 
 
 def test_a_redirect_is_named_and_not_followed() -> None:

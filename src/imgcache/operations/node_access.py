@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from imgcache.errors import (
     AuthenticationError,
@@ -17,10 +17,16 @@ from imgcache.operations.reader_thread import ReaderThread
 from imgcache.operations.sources import LEAVE_READ_S
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
 
     from imgcache.images.base import ImageService
     from imgcache.model import ApiAnswer
+
+T = TypeVar("T")
+
+#: For a whole answer with all repetitions, and for a part of a file: more than any that goes on well. The
+#: service's own timeouts are for each wait for bytes, and a node that drips would last for ever.
+ANSWER_S = 600.0
 
 
 class NodeAccess:
@@ -43,7 +49,8 @@ class NodeAccess:
         thread = ReaderThread()
         try:
             with _as_host_error():
-                return await thread.call(self._node.request, method, path, headers=headers)
+                answer = thread.call(self._node.request, method, path, headers=headers)
+                return await _in_time(answer, self.url)
         finally:
             thread.end()
 
@@ -54,9 +61,9 @@ class NodeAccess:
         try:
             with _as_host_error():
                 manager = self._node.read(path)
-                blocks = await thread.call(manager.__enter__)
+                blocks = await _in_time(thread.call(manager.__enter__), self.url)
                 try:
-                    yield _each_block(thread, blocks)
+                    yield _each_block(thread, blocks, self.url)
                 finally:
                     leaving = asyncio.ensure_future(thread.call(manager.__exit__, None, None, None))
                     with suppress(TimeoutError):
@@ -65,9 +72,24 @@ class NodeAccess:
             thread.end()
 
 
-async def _each_block(thread: ReaderThread, blocks: Iterator[bytes]) -> AsyncIterator[bytes]:
-    while block := await thread.call(next, blocks, b""):
+async def _each_block(
+    thread: ReaderThread, blocks: Iterator[bytes], url: str
+) -> AsyncIterator[bytes]:
+    while block := await _in_time(thread.call(next, blocks, b""), url):
         yield block
+
+
+async def _in_time(call: Awaitable[T], url: str) -> T:
+    """Wait for a call that may be left alone, and not for ever.
+
+    Raises:
+        HostError: code ``stall``.
+    """
+    try:
+        return await asyncio.wait_for(call, ANSWER_S)
+    except TimeoutError:
+        message = f"{url} did not come to the end of an answer within {ANSWER_S:.0f} s"
+        raise HostError(ErrorCode.STALL, message, hint="see what keeps the node busy") from None
 
 
 @contextmanager
