@@ -34,8 +34,8 @@ def cached(order: dict[str, Any], bytes_fetched: int) -> None:
     )  # fmt: skip
 
 
-def ask_for_a_token(order: dict[str, Any]) -> None:
-    send({"id": order["id"], "event": "retry", "code": "auth", "message": "401", "after_s": None,
+def retry(order: dict[str, Any], code: str) -> None:
+    send({"id": order["id"], "event": "retry", "code": code, "message": "401", "after_s": None,
           "offset": 0, "bytes_fetched": 0})  # fmt: skip
 
 
@@ -55,9 +55,13 @@ def lie(mode: str, order: dict[str, Any]) -> None:
         cached(order, size)
         time.sleep(60)
     elif mode in {"token", "tokens"}:
-        ask_for_a_token(order)
+        retry(order, "auth")
         while mode == "tokens" and read_order()["op"] == "again":
-            ask_for_a_token(order)
+            retry(order, "auth")
+    elif mode == "switches":
+        retry(order, "switched")
+        while read_order()["op"] == "again":
+            retry(order, "switched")
     elif mode == "ready":
         ready(order)
     elif mode == "hang":

@@ -151,9 +151,7 @@ def test_a_wrong_protocol_number_exits_97() -> None:
 
 
 @pytest.mark.row("T1")
-@pytest.mark.parametrize(
-    "frame", [b"{not json}\n", b"[]\n", b'{"op":"no-such-order","id":9}\n', b'{"id":9}\n']
-)
+@pytest.mark.parametrize("frame", [b"{not json}\n", b"[]\n", b'{"id":9}\n'])
 def test_a_crash_is_a_message_without_values(instances: Path, frame: bytes) -> None:
     with Controller() as helper:
         helper.open(instances)
@@ -167,6 +165,13 @@ def test_a_crash_is_a_message_without_values(instances: Path, frame: bytes) -> N
     assert "<imgcache-helper>/core.py:" in crash
     assert "canary" not in crash
     assert b"canary" not in helper.stderr
+
+
+def test_an_order_that_no_module_knows_is_an_error_and_not_the_end(instances: Path) -> None:
+    with Controller() as helper:
+        helper.open(instances)
+        assert helper.error(helper.order("no-such-order"))["code"] == "protocol"
+        assert helper.error(helper.order("no-such-order"))["code"] == "protocol"
 
 
 def test_a_damaged_module_is_refused(instances: Path) -> None:

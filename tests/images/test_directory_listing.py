@@ -57,7 +57,7 @@ def test_every_problem_is_listed_with_its_place(folder: Path) -> None:
         "  - id: not-a-uuid\n"
         "    name: one\n"
         "    file: ../one.img\n"
-        "    disk_format: vhd\n"
+        "    disk_format: ploop\n"
         "  - nmae: two\n"
         f"    id: {ID}\n"
         "    file: missing.img\n"

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from imgcache.model import Host, Image
+    from imgcache.operations.sources import SourcePolicy
 
 DATA = os.urandom(3_000_000)
 GOOD = os.urandom(50_000)
@@ -199,6 +200,17 @@ def test_a_host_that_asks_for_tokens_again_and_again_gets_one_more(rig: Rig) -> 
     (outcome,) = rig.run(liar(rig, "tokens"), retries=100)
     assert outcome.outcome in {"error", "unknown"}
     assert rig.service.granted == 2
+
+
+@pytest.mark.row("M8")
+@pytest.mark.parametrize("policy", ["service", "push"])
+def test_a_host_that_leaves_its_source_unasked_is_not_followed_for_ever(
+    rig: Rig, policy: SourcePolicy
+) -> None:
+    rig.add(DATA)
+    (outcome,) = rig.run(liar(rig, "switches"), policy=policy)
+    assert failed_with(outcome, ErrorCode.PROTOCOL)
+    assert "not told to leave" in str(outcome.reason)
 
 
 @pytest.mark.row("M4")

@@ -57,21 +57,23 @@ def pinned(one: CacheEntry) -> bool:
     return until is not None and (until == PIN_FOREVER or until.year == 2100)
 
 
+#: Not even when nobody uses them: what is not ours, what is being brought, what is not there yet.
+NEVER_REMOVED = {EntryKind.FOREIGN, EntryKind.STAGING, EntryKind.QUEUED}
+
+
 def hurts(found: HostCache, plan: HostPlan, *, delete: bool = False) -> str | None:
     """Return what a plan takes that nobody may take; written without looking at the guards."""
     for decision in plan.removals:
         one = decision.entry
         if found.evidence_problems or any(
-            each.users is None
-            for each in found.entries
-            if each.kind not in {EntryKind.FOREIGN, EntryKind.STAGING}
+            each.users is None for each in found.entries if each.kind not in NEVER_REMOVED
         ):
             return "evidence"
         if one.users != 0 or one.live:
             return "used"
         if pinned(one):
             return "pinned"
-        if one.links != 1 or one.kind in {EntryKind.FOREIGN, EntryKind.STAGING}:
+        if one.links != 1 or one.kind in NEVER_REMOVED:
             return "foreign"
         if one.age_s < 0:
             return "future"

@@ -115,6 +115,9 @@ class Feed(Protocol):
     def paused(self) -> None:
         """The host waits before it tries again: it says nothing meanwhile."""
 
+    def anew(self) -> None:
+        """What an earlier run left was spoilt: the host begins from zero, with the source it has."""
+
     async def wish(self) -> Wish:
         """Wait for the next wish; asked again and again while the transfer runs."""
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from imgcache.drivers import libvirt_life, libvirt_prove, libvirt_serve
 from imgcache.drivers.base import Driver, UnsupportedError
+from imgcache.drivers.libvirt_fetch import fetch_image
 from imgcache.drivers.libvirt_life import settings_for_helper
-from imgcache.drivers.transfer import fetch_image
 from imgcache.errors import ErrorCode, HostError
 from imgcache.model import RAW_DISK_FORMATS, base_file_name
 from imgcache.plan import CheckState, OutcomeWord, SourceKind

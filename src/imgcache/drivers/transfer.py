@@ -18,7 +18,7 @@ from imgcache.drivers.order_fields import (
 )
 from imgcache.drivers.push import Pushing, SourceBrokeError
 from imgcache.errors import ErrorCode, HostError
-from imgcache.plan import OutcomeWord, SourceKind
+from imgcache.plan import SourceKind
 from imgcache.transport.conversation import OrderError
 from imgcache.transport.wire import protocol_error
 
@@ -69,31 +69,6 @@ class TransferEnd:
     """What the operator should know about it besides."""
 
 
-async def fetch_image(
-    context: HostContext, talk: Conversation, image: Image, given_up: set[SourceKind]
-) -> None:
-    """Fetch one absent image and report its outcome; raises only for trouble with the whole host.
-
-    Sources that this host cannot reach are added to ``given_up``; they are not tried for the next image.
-    """
-    keep = context.host.settings.keep_original
-    more = {"keep_original": keep, "keep_partial": True}
-    end = await transfer(context, talk, image, given_up, "fetch", relays=True, **more)
-    if not isinstance(end.ending, HostError):
-        _report(context, image, end, end.ending)
-        return
-    error = end.ending
-    reason = f"{error.message}: {error.hint}" if error.hint else error.message
-    context.report(
-        image,
-        OutcomeWord.SKIPPED if error.code in STOP_CODES else OutcomeWord.ERROR,
-        code=error.code,
-        reason=f"{reason}; {end.remark}" if end.remark else reason,
-        source=end.kind,
-        bytes_fetched=end.bytes_fetched,
-    )
-
-
 async def transfer(
     context: HostContext,
     talk: Conversation,
@@ -104,7 +79,7 @@ async def transfer(
     relays: bool = False,
     **more: object,
 ) -> TransferEnd:
-    """Have the helper work off ``fetch``, or an order that brings bytes as that does; see ``fetch_image``.
+    """Have the helper work off ``fetch``, or an order that brings bytes as that does; see ``libvirt_fetch``.
 
     ``relays``: the host may read from others, and they from it, as ``fetch`` does. ``more``: fields of the
     order that not every such order has.
@@ -151,6 +126,8 @@ class Transfer:
         self._more = more
         self._repetitions = 0
         self._digest_repetitions = 0
+        self._switches = 0
+        self._spoilt = False
         self._token_at: float | None = None
         self._ticket: Ticket
         self._mark: tuple[str, int] = ("", -1)
@@ -232,14 +209,14 @@ class Transfer:
             yield
         finally:
             steering.cancel()
-            with suppress(asyncio.CancelledError):
-                await steering
+            await asyncio.wait((steering,))  # awaiting it would take an interrupt for its own end
 
     async def _steer(self, order: Order) -> None:
         with suppress(HostError):  # whoever receives learns of it too
             while True:
                 wish = await self.feed.wish()
                 if wish.switch and self.kind is SourceKind.RELAY:
+                    self._switches += 1
                     await self.talk.switch(order)
                 elif not wish.switch and self.kind is not SourceKind.PUSH:
                     await self.talk.limit_rate(order, wish.rate)
@@ -303,8 +280,13 @@ class Transfer:
             # Above all: a host that is pushed to does not get a token by asking for one.
             text = f"the host answers a fetch by push with retry ({code})"
             raise protocol_error(text)
+        if code is ErrorCode.SWITCHED:
+            self._check_switched()
         token, new = None, None
-        if code is ErrorCode.AUTH and self.kind is SourceKind.SERVICE:
+        if code is ErrorCode.DIGEST and not self._spoilt and message.fields.opt_int("resumed"):
+            self._spoilt = True  # what an earlier run has left may be what is wrong
+            self.feed.anew()
+        elif code is ErrorCode.AUTH and self.kind is SourceKind.SERVICE:
             token = await self._fresh_token(order, failure)
         elif self.kind is SourceKind.SERVICE and self.may_repeat(code):
             await self.back_off(failure.message, message.fields.opt_float("after_s"))
@@ -317,6 +299,13 @@ class Transfer:
             self._take(new)
             await self.talk.again(order, None, source=source_fields(new), rate=new.rate)
         self._mark_at = time.monotonic()
+
+    def _check_switched(self) -> None:
+        """Refuse more changes of the source than were wished: each would be for nothing, and none counted."""
+        self._switches -= 1
+        if self._switches < 0:
+            text = "the host left a source that it was not told to leave"
+            raise protocol_error(text)
 
     async def _elsewhere(self, order: Order, failure: ItemError, offset: int) -> Ticket:
         try:
@@ -367,24 +356,6 @@ class Transfer:
         except OrderError:
             return None
         return message
-
-
-def _report(context: HostContext, image: Image, end: TransferEnd, answer: Message) -> None:
-    state = answer.fields.get_choice("state", {"cached", "existing"})
-    reason = answer.fields.opt_str("reason", limit=1000)
-    if state == "cached":
-        check_all_came(image, answer)
-    remarks = [reason, end.remark]
-    if state == "cached" and image.digest.weak:
-        algo = image.digest.algo
-        remarks.append(f"verified with {algo} only, the image service has no better digest")
-    context.report(
-        image,
-        OutcomeWord(state),
-        reason="; ".join(remark for remark in remarks if remark) or None,
-        source=end.kind,
-        bytes_fetched=end.bytes_fetched,
-    )
 
 
 def check_all_came(image: Image, answer: Message) -> None:

@@ -187,6 +187,9 @@ class DirectFeed:
     def paused(self) -> None:
         """See ``Feed``."""
 
+    def anew(self) -> None:
+        """See ``Feed``."""
+
     async def wish(self) -> Wish:
         """See ``Feed``."""
         return await self._outside.wishes.next()

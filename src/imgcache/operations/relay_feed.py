@@ -109,6 +109,11 @@ class RelayFeed(DirectFeed):
         if self._node is not None:
             self._tree.pause(self._node)
 
+    def anew(self) -> None:
+        """See ``Feed``."""
+        self._tree.anew(self._joined())
+        self._relay.changed()
+
     def ended(self, failure: HostError | None, *, whole: bool = False) -> str | None:
         """See ``Feed``."""
         self._outside.close()

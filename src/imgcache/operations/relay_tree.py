@@ -121,7 +121,7 @@ class Tree:
         if phase != "download":
             return
         if done < node.done:
-            self._begin_anew(node)
+            self.anew(node)
         if done != node.done:
             node.grown_at = now
         node.done = done
@@ -132,6 +132,12 @@ class Tree:
             node.has_read = True
             if not self.site.proven:
                 self.site.proven, self.site.trial = True, None
+
+    def anew(self, node: Node) -> None:
+        """Note that it begins from zero, with the source that it has."""
+        self._begin_anew(node)
+        node.mixed = node.parent is None
+        self._note_offset(node, 0)
 
     def pause(self, node: Node) -> None:
         """Note that it waits for the controller."""
