@@ -12,7 +12,7 @@ import pytest
 
 from contract.driver_suite import Context, Stock
 from contract.glance_bench import HASTY
-from imgcache.drivers.base import RemovalRow, UnsupportedError
+from imgcache.drivers.base import RemovalItem, RemovalRow, UnsupportedError
 from imgcache.drivers.glance_cache import GlanceCacheDriver
 from imgcache.errors import ErrorCode, HostError
 from imgcache.images import node as node_module
@@ -191,6 +191,7 @@ def test_an_endless_answer_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.row("M7")
 def test_a_node_that_drips_is_not_listened_to_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_access, "ANSWER_S", 1.0)
+    monkeypatch.setattr(node_access, "LEAVE_READ_S", 0.5)
     with http.HttpServer() as server:
         server.route("/v2/cache", b"x" * 10_000, http.drip(20))
         server.route(f"/v2/images/{ID}/file", b"x" * 10_000, http.drip(20))
@@ -238,9 +239,24 @@ def test_statuses(status: int, code: ErrorCode) -> None:
 
 
 def test_a_node_without_the_api_is_unsupported() -> None:
-    error = refused(lambda _: Answer(404, b"Caching via API is not supported at this site."))
+    def answer(request: Request) -> Answer:
+        if request.path == "/versions":
+            return as_json({"versions": [{"id": "v2.13"}, {"id": "v2.0"}]})
+        return Answer(404, b"Caching via API is not supported at this site.")
+
+    error = refused(answer)
     assert isinstance(error, UnsupportedError)
     assert "not supported at this site" in error.message
+
+
+def test_a_wrong_endpoint_is_no_node_without_a_cache() -> None:
+    """Its 404 would else end as a warning, with nothing cached and exit code 0."""
+    error = refused(lambda _: Answer(404, b"<title>404</title>no such page"))
+    assert not isinstance(error, UnsupportedError)
+    assert error.code is ErrorCode.PROTOCOL
+    assert "does not answer as an image service" in error.message
+    assert error.hint is not None
+    assert "endpoint:" in error.hint
 
 
 # ------------------------------------------------------------------------------------------ older nodes
@@ -283,6 +299,35 @@ def test_what_is_no_image_service_fails_its_check() -> None:
     ((name, ok, detail),) = rows
     assert (name, ok) == ("api", CheckState.FAIL)
     assert "does not answer as an image service" in detail
+
+
+# ---------------------------------------------------------------------------------------------- remove
+
+
+@pytest.mark.row("D9")
+def test_what_was_fetched_while_others_were_removed_is_no_longer_taken_back() -> None:
+    """The node is asked again before each removal, unless it was just now."""
+    cached, rows, dropped = [row()], list[RemovalRow](), list[str]()
+    other = ID.replace("b9", "00")
+
+    def answer(request: Request) -> Answer:
+        if request.method == "DELETE":
+            dropped.append(request.path)
+            return Answer(204)
+        return state(cached, queued=[other])
+
+    def note(done: RemovalRow) -> None:
+        rows.append(done)
+        cached.append(row(image_id=other))
+        time.sleep(1.1)
+
+    items = [RemovalItem(ID, 0, 1, 0.0), RemovalItem(other, 0, 0, 0.0)]
+    run(answer, lambda driver, context: driver.remove(context, items, note))
+    assert [(one.state, one.code) for one in rows] == [
+        ("removed", None),
+        ("kept", ErrorCode.CHANGED),
+    ]
+    assert dropped == [f"/v2/cache/{ID}"]
 
 
 # ------------------------------------------------------------------------------------------------- fill

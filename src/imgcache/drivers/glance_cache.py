@@ -39,6 +39,8 @@ POLICY = CachePolicy(
 #: The Image API that brought ``/v2/cache/clean``.
 _CLEAN_SINCE = (2, 18)
 _MAX_CLOCK_OFFSET_S = 30.0
+#: What a node said about its cache longer ago is asked again before anything is removed.
+_FRESH_S = 1.0
 #: A queued image has no file yet, and so no time; it is told from a cached one by that.
 _NO_TIME = 0
 
@@ -125,8 +127,10 @@ class GlanceCacheDriver(Driver):
     ) -> None:
         """See ``Driver.remove``. Of an orphan too: an image that is gone from Glance, but cached."""
         node = _node(context)
-        state = await node.state()
+        state, looked_at = await node.state(), time.monotonic()
         for item in items:
+            if time.monotonic() - looked_at > _FRESH_S:
+                state, looked_at = await node.state(), time.monotonic()
             on_row(await _remove(node, state, item))
 
     async def clean(

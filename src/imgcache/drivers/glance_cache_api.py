@@ -88,6 +88,7 @@ class NodeCache:
         """
         answer = await self._api.request("GET", "/v2/cache")
         if answer.status == 404:
+            await self.api_version()  # what is no image service says nothing about its cache
             raise UnsupportedError(ErrorCode.BACKEND, f"{NO_CACHE}{answer.detail}")
         if answer.status != 200:
             raise self.refusal(answer)
