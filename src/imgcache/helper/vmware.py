@@ -97,8 +97,7 @@ class Cluster(Stores):
             return None
         path = os.path.join(folder, name)
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-            _dress(fd, folder)
+            fd = _open_lock(path, folder)
         except OSError as error:
             raise _lock_failure(error, path) from error
         deadline = time.monotonic() + wait_s
@@ -169,13 +168,31 @@ def is_image_id(text):
     return _UUID.match(text) is not None
 
 
-def _dress(fd, folder):
-    """Leave a lock file that Nova can open, also when we are root."""
-    owner, mine = os.stat(folder), os.fstat(fd)
-    if os.geteuid() == 0 and mine.st_uid == 0 and owner.st_uid != 0:
-        os.fchown(fd, owner.st_uid, owner.st_gid)
-    if mine.st_uid == os.geteuid():
-        os.fchmod(fd, 0o644)
+def _open_lock(path, folder):
+    """Open a lock file; a new one so that whoever may make files in its folder can open it too.
+
+    Nova is who: one that it could not open would keep it from booting the image ever after.
+    """
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(path, flags)
+    except FileNotFoundError:
+        pass
+    before = os.umask(0)
+    try:
+        fd = os.open(path, flags | os.O_CREAT, 0o666)
+    finally:
+        os.umask(before)
+    owner, me = os.stat(folder), os.geteuid()
+    if os.fstat(fd).st_uid != me:
+        return fd  # Nova has made it in this moment
+    try:
+        if me != owner.st_uid:
+            os.fchown(fd, -1 if me else owner.st_uid, owner.st_gid)
+        os.fchmod(fd, 0o644 | owner.st_mode & 0o022)
+    except OSError:
+        pass  # not our group: it stays open to all
+    return fd
 
 
 def _lock_failure(error, path):

@@ -26,6 +26,8 @@ class FileTarget:
         self.path = path
         self.plan = plan
         self.capacity = None
+        #: Raises when no disk of a capacity may be made on a datastore.
+        self.admit = None
         self.sample = Sample(plan.size)
         self.upload = None
         self.pending = []
@@ -41,6 +43,8 @@ class FileTarget:
         self.pending.append(bytes(data))
         if self.count >= self.sample.head_bytes:
             self.capacity = judge_head(self.plan, self.sample)
+            if self.capacity is not None and self.admit is not None:
+                self.admit(self.store, self.capacity)
             self.upload = self.begin()
             for part in self.pending:
                 self.upload.write(part)

@@ -64,13 +64,30 @@ def touch(cluster, store, image_id, image_format, wait_s):
 
 
 def change_manifest(cluster, store, image_id, change):
-    """Change an image's manifest on one datastore; False: there is none that can be used."""
-    manifest = files.read_manifest(cluster, store, image_id)
-    if manifest is None:
-        return False
-    change(manifest)
-    files.write_manifest(cluster, store, "%s/%s" % (cluster.base, image_id), manifest)
-    return True
+    """Change an image's manifest on one datastore; False: there is none that can be used.
+
+    No other helper on this host changes one meanwhile: else a pin could be lost to a verification.
+    """
+    lock_fd = _notes_lock(cluster)
+    try:
+        manifest = files.read_manifest(cluster, store, image_id)
+        if manifest is None:
+            return False
+        change(manifest)
+        files.write_manifest(cluster, store, "%s/%s" % (cluster.base, image_id), manifest)
+        return True
+    finally:
+        if lock_fd is not None:
+            os.close(lock_fd)
+
+
+def _notes_lock(cluster):
+    try:
+        return cluster.lock_file("imgcache-vmware-notes", _LOCK_WAIT_S)
+    except Failure as failure:
+        if failure.code in ("lock", "permission"):
+            return None  # where Nova's locks cannot be taken either, nothing is lost by noting
+        raise
 
 
 def content_size(found, name):
@@ -265,11 +282,14 @@ def reserve_of(store, given):
     return max(store.capacity // 20, _RESERVE_BYTES) if given is None else given
 
 
-def room_problem(store, plan, image, reserve):
-    """Return the ``Failure`` of a datastore that would not keep its reserve free, or None."""
+def room_problem(store, plan, image, reserve, capacity=0):
+    """Return the ``Failure`` of a datastore that would not keep its reserve free, or None.
+
+    ``capacity``: what the disk's own header says; an image's record may know nothing of it.
+    """
     need = image["size"]
     if not plan.as_it_is:
-        need += image["virtual_size"] or image["size"]
+        need += max(image["virtual_size"] or image["size"], capacity)
     reserve = reserve_of(store, reserve)
     if need + reserve <= store.free:
         return None

@@ -51,8 +51,9 @@ class Fetch(Making):
         missing = [store for store in stores if not self.is_there(store)]
         for store in missing:
             sweep(self.cluster, store)
-        missing = [store for store in missing if self.has_room(store)]
+        self.cluster.look_for_room(missing)
         done, source = [], self.managed(stores, missing)
+        missing = [store for store in missing if self.has_room(store)]
         if missing and source is None:
             source = missing.pop(0)
             self.fetch(source)

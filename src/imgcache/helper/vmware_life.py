@@ -161,7 +161,7 @@ def _check_removable(cluster, item, look, copies):
     ours = item["ours_ok"] and all(copy.manifest for copy in copies)
     if age < 0:
         raise Kept("young", "its time lies in the host's future")
-    if age < max(_FLOOR_S, item["min_age_s"]) and not ours:
+    if age < (item["min_age_s"] if ours else max(_FLOOR_S, item["min_age_s"])):
         raise Kept("young", "last used %d s ago" % age)
     pin = look.pin(copies)
     if pin is not None and not item["pinned_ok"] and (pin == "forever" or pin > look.now):

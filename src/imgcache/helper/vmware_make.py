@@ -13,7 +13,7 @@ from . import vmware_files as files
 from .core import Failure
 from .vmware import MANIFEST, TIMESTAMP
 from .vmware_bring import Carrying, FileTarget, Sink
-from .vmware_entry import content_size, find, utc_now
+from .vmware_entry import content_size, find, room_problem, utc_now
 from .vmware_image import FLAT, ISO, OVA, SPARSE
 from .vmware_import import ImportTarget, OvaTarget
 
@@ -70,9 +70,23 @@ class Making:
             temp.drop()
             files.drop_imports(self.cluster, store)
 
+    def admit(self, store, capacity):
+        """Refuse a disk that is larger than any may be, or than there is room for: its header tells first."""
+        if self.plan.as_it_is:
+            return
+        limit = self.limits["max_virtual_size"]
+        if capacity > limit:
+            message = "its virtual size of %d bytes is not within the limit of %d"
+            raise Failure("size", message % (capacity, limit), size=capacity)
+        reserve = self.limits["reserve"]
+        failure = room_problem(store, self.plan, self.image, reserve, capacity)
+        if failure is not None:
+            raise failure
+
     def bring(self, target):
         """Take all bytes, verified."""
         digest = self.image["digest"]
+        target.admit = self.admit
         sink = Sink(target, self.image["size"], digest["algo"])
         try:
             Carrying(self.session, self.order, sink).run()
@@ -136,6 +150,7 @@ class Making:
     def publish(self, store, temp, manifest, made):
         """Give a folder that is whole its final name; on vSAN, where none moves, the disk ``made``."""
         cluster, base = self.cluster, self.cluster.base
+        store.free -= self.plan.size if self.plan.as_it_is else self.capacity or self.plan.size
         final = "%s/%s" % (base, self.image["id"])
         files.make_folder(cluster, store, base)
         if store.kind == "vsan":
@@ -207,6 +222,7 @@ class Making:
         copy = files.copy_file
         if plan.format == "vmdk":
             self.capacity = files.capacity_of(cluster, source, path)
+            self.admit(store, self.capacity or 0)
         if plan.kind == FLAT:
             files.create_disk(cluster, store, target, plan)
             path, target = (place + "/" + plan.flat_name for place in (folder, inner))

@@ -122,6 +122,14 @@ class Stores:
             ref = parent
         return "/".join(names)
 
+    def look_for_room(self, stores):
+        """Note how much is free now; what this session has put there counts even before vCenter shows it."""
+        found = self.vim.properties([store.ref for store in stores], ["summary.freeSpace"])
+        for store in stores:
+            shown = text_of(found.get(store.ref.value, {}).get("summary.freeSpace"))
+            if shown is not None:
+                store.free = min(store.free, int(shown))
+
     def search(self, store, folder, pattern="*"):
         """Return the files of a folder; None: there is no such folder."""
         spec = Object(None, [("details", _DETAILS), ("matchPattern", pattern)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -127,7 +128,7 @@ def test_what_a_datastore_lost_is_noticed(bench: Bench, kind: str) -> None:
 
 def test_progress_never_goes_back(bench: Bench) -> None:
     sparse = bench.image(vmdk("monolithicSparse"), properties={"vmware_disktype": "sparse"})
-    bench.vcenter.ask("slow", seconds=3)
+    bench.vcenter.ask("slow", seconds=2)
     order = bench.begin(sparse)
     bench.helper.push_when_ready(order, vmdk("monolithicSparse"))
     assert bench.helper.result(order, timeout_s=60)["state"] == "cached"
@@ -234,6 +235,74 @@ def test_too_little_room_is_told_before_a_byte_is_fetched(bench: Bench) -> None:
     answer = bench.helper.answer(bench.begin(fields, reserve=1 << 60))
     assert (answer["event"], answer["code"]) == ("error", "space")
     assert not any(frame["event"] == "ready" for frame in bench.helper.frames)
+
+
+@pytest.mark.row("H5")
+def test_many_images_of_a_run_leave_the_reserve_free(bench: Bench) -> None:
+    """What was free when the run began is not what is free when its next image comes."""
+
+    def free(count: int) -> None:
+        for name in bench.vcenter.stores:
+            bench.vcenter.ask("store", name=name, free=count)
+
+    size = len(plain())
+    first, second = bench.image(plain()), bench.image(plain())
+    free(3 * size)
+    bench.open()
+    assert bench.fetch(first, reserve=size)["state"] == "cached"
+    answer = bench.fetch(second, reserve=size + 1)  # vCenter shows new numbers late
+    assert (answer["event"], answer["code"]) == ("error", "space"), answer
+    free(9 * size)
+    bench.open()
+    free(size)
+    answer = bench.fetch(second, reserve=1)  # others fill it, too
+    assert (answer["event"], answer["code"]) == ("error", "space"), answer
+    assert cached(bench, second) == []
+
+
+def large(sectors: int) -> bytes:
+    """Return a small sparse VMDK that says to be a disk of so many sectors."""
+    data = vmdk("monolithicSparse")
+    was = len(plain()) // 512
+    line, fresh = b"RW %d SPARSE" % was, b"RW %d SPARSE" % sectors
+    head = data[:12] + struct.pack("<Q", sectors) + data[20:512]
+    text = data[512 : 21 * 512].replace(line, fresh)
+    assert fresh in text
+    return head + text[: 20 * 512] + data[21 * 512 :]
+
+
+@pytest.mark.row("R1")
+@pytest.mark.parametrize(("size", "code"), [(3 << 40, "size"), (1 << 40, "space")])
+def test_a_small_file_that_is_a_huge_disk_is_not_made_one(
+    bench: Bench, size: int, code: str
+) -> None:
+    """CVE-2013-2096 and its like: what the record does not tell, the header does."""
+    for name in bench.vcenter.stores:
+        bench.vcenter.ask("store", name=name, free=1 << 39)
+    bench.open()
+    fields = bench.image(large(size // 512), properties={"vmware_disktype": "sparse"})
+    answer = bench.fetch(fields)
+    assert (answer["event"], answer.get("code")) == ("error", code), answer
+    assert int(bench.vcenter.ask("uploads")) == 0
+    assert bench.vcenter.leftovers() == []
+
+
+def test_a_folder_with_nothing_but_our_notes_lends_no_image(bench: Bench) -> None:
+    """As a run leaves it that is killed between its notes and the image."""
+    fields = bench.image(plain())
+    bench.fetch(fields)
+    first, second = cached(bench, fields)
+    for path in [*sorted(first.glob("*.vmdk")), *sorted(second.iterdir())]:
+        path.unlink()
+    second.rmdir()
+    full, other = first.parents[1].name, second.parents[1]
+    [name] = [name for name, path in bench.vcenter.stores.items() if path.name == full]
+    bench.vcenter.ask("store", name=name, free=0)
+    bench.open()
+    answer = bench.fetch(fields)
+    assert (answer["event"], answer["code"]) == ("error", "space"), answer
+    assert "it is on the others" in answer["message"]
+    assert content(second, fields["image"]["id"]) == plain(), other
 
 
 @pytest.mark.row("H6")

@@ -6,11 +6,16 @@ import contextlib
 import datetime
 import fcntl
 import json
+import os
+import subprocess
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from helper.controller import Controller, let_others_reach
+from helper.test_helper_touch import NOVA, OTHER, needs_root, system_python
+from helper.vmware.conftest import Bench
 from helper.vmware.disks import kinds, plain, vmdk
 from servers.vcenter import MACHINE
 
@@ -18,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from helper.controller import Frame
-    from helper.vmware.conftest import Bench
+    from servers.vcenter import VCenter
 
 pytestmark = [pytest.mark.vcenter, pytest.mark.qemu]
 DAY = 86400
@@ -110,6 +115,8 @@ def test_an_age_is_checked_again(bench: Bench, one: Frame) -> None:
     mark(bench, one["name"], 2 * DAY)
     row = bench.list()[one["name"]]
     assert bench.remove(row, ours_ok=False, min_age_s=3 * DAY)["code"] == "young"
+    # only the hour within which nothing goes is less for what imgcache alone has touched
+    assert bench.remove(row, ours_ok=True, min_age_s=3 * DAY)["code"] == "young"
     assert bench.remove(row, ours_ok=False, min_age_s=DAY)["state"] == "removed"
     assert bench.remove(row)["state"] == "gone"
 
@@ -143,6 +150,29 @@ def test_novas_lock_is_waited_for(bench: Bench, one: Frame) -> None:
     assert not any(path.exists() for path in marked)
 
 
+@needs_root
+@pytest.mark.row("H23")
+@pytest.mark.parametrize(("user", "mode"), [(0, 0o755), (0, 0o777), (OTHER, 0o777)])
+def test_locks_that_others_make_do_not_keep_nova_from_booting(
+    vcenter: VCenter, tmp_path: Path, user: int, mode: int
+) -> None:
+    locks, conf = tmp_path / "locks", vcenter.nova_conf(tmp_path)
+    os.chown(locks, NOVA, NOVA)
+    locks.chmod(mode)
+    let_others_reach(tmp_path)
+    with Controller(system_python(), user=user or None) as helper:
+        bench = Bench(vcenter, helper, conf)
+        assert bench.open()["event"] == "result"
+        fields = bench.image(plain())
+        assert bench.fetch(fields)["state"] == "cached"
+        assert bench.touch(fields)["touched"] is True
+    made = sorted(map(str, locks.iterdir()))
+    assert len(made) == 4  # two of our own, and Nova's of two datastores
+    opening = "import sys\nfor path in sys.argv[1:]: open(path, 'a').close()"
+    command = [system_python(), "-c", opening, *made]
+    subprocess.run(command, user=NOVA, group=NOVA, extra_groups=[], check=True)
+
+
 def test_a_pin_keeps_an_entry(bench: Bench, one: Frame) -> None:
     def pin(until: object, **more: Any) -> str:
         order = bench.helper.order("vmware_pin", base=one["name"], until=until, **more)
@@ -159,6 +189,15 @@ def test_a_pin_keeps_an_entry(bench: Bench, one: Frame) -> None:
     assert pin(None) == "unpinned"
     assert bench.remove(bench.list()[one["name"]])["state"] == "removed"
     assert pin(None) == "absent"
+
+
+def test_a_pin_waits_for_who_changes_notes_and_is_not_lost(bench: Bench, one: Frame) -> None:
+    with (bench.conf.parent / "locks" / "imgcache-vmware-notes").open("a") as held:
+        fcntl.lockf(held, fcntl.LOCK_EX)
+        order = bench.helper.order("vmware_pin", base=one["name"], until="forever")
+        time.sleep(1)  # for what does not wait
+        assert not [frame for frame in bench.helper.frames if frame.get("id") == order]
+    assert bench.helper.result(order)["state"] == "pinned"
 
 
 def test_renewing_takes_novas_mark_away(bench: Bench, one: Frame) -> None:
