@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from imgcache.config.load import load_inventory
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from imgcache.events import Event
+    from imgcache.model import Site
     from imgcache.plan import EntryReport, ListReport, Report, StatusReport
     from servers.fleet_fixtures import Fleet
 
@@ -43,6 +44,8 @@ class Rig:
     events: list[Event] = field(default_factory=list)
     selection: Selection = field(default_factory=lambda: Selection(all=True))
     content: bytes = b"neither qcow2 nor anything else " * 3000
+    site: Site | None = None
+    """What all hosts are in, if they are."""
 
     def __post_init__(self) -> None:
         for number, image_id in enumerate(IDS):
@@ -148,7 +151,17 @@ class Rig:
             return run_precache(request, self.inventory(), service, self)
 
     def inventory(self) -> Any:
-        return load_inventory(self.fleet.inventory())
+        loaded = load_inventory(self.fleet.inventory())
+        if self.site is None:
+            return loaded
+        name = self.site.name
+        aggregates = {
+            key: replace(
+                one, site=name, hosts=tuple(replace(host, site=name) for host in one.hosts)
+            )
+            for key, one in loaded.aggregates.items()
+        }
+        return replace(loaded, aggregates=aggregates, sites={name: self.site})
 
 
 def words(report: EntryReport) -> dict[tuple[str, str], tuple[str, str | None]]:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from imgcache.errors import ExitCode, UnsafePlanError
-from imgcache.model import PIN_FOREVER
+from imgcache.model import PIN_FOREVER, Site
 from imgcache.operations.removal import PlanRefusedError
 from imgcache.operations.selection import Selection
 from imgcache.plan import SourceKind
@@ -97,6 +97,17 @@ def test_repair_fetches_what_nothing_uses_and_tells_why_the_rest_stays(rig: Rig)
     assert "vm-1" in reasons[IDS[1]]
     assert "cannot be fetched again" in reasons[IDS[3]]
     assert words(rig.verify("img0")) == {("01", "img0"): ("intact", None)}
+
+
+def test_what_is_repaired_is_fetched_within_the_bandwidth_of_the_site(rig: Rig) -> None:
+    rig.precache("img0")
+    damage(rig.fleet.final("edge1-01", IDS[0]))
+    rig.site = Site("oslo", 20_000)
+    began = time.monotonic()
+    report = rig.verify(repair=True)
+    assert words(report) == {("01", "img0"): ("repaired", None)}
+    # The first half second's worth comes at once.
+    assert time.monotonic() - began > 0.9 * (len(rig.content) - 10_000) / 20_000
 
 
 def test_a_dry_run_repairs_nothing(rig: Rig) -> None:

@@ -136,6 +136,53 @@ def test_pushed_bytes_are_paced() -> None:
     assert asyncio.run(push()) >= 0.25
 
 
+def test_who_is_given_more_does_not_wait_as_long_as_at_the_old_rate() -> None:
+    async def push() -> float:
+        pacer = Pacer(1000)
+        await pacer.take(64_000)
+        waiting = asyncio.create_task(pacer.take(1))
+        await asyncio.sleep(0)
+        pacer.rate = 640_000
+        began = time.monotonic()
+        async with asyncio.timeout(10):
+            await waiting
+        return time.monotonic() - began
+
+    assert asyncio.run(push()) < 2
+
+
+def test_pieces_are_so_small_that_a_slow_push_is_seen_to_move() -> None:
+    assert Pacer(None).piece is None
+    assert [Pacer(rate).piece for rate in (1, 20_000, 10**9)] == [4096, 10_000, 65_536]
+
+
+def test_a_push_over_a_thin_link_that_waited_gets_its_part_back() -> None:
+    async def push() -> tuple[int, int]:
+        budget = SiteBudget(40_000)
+        pacer = Pacer(None)
+
+        def on_rate(rate: int) -> None:
+            pacer.rate = rate
+
+        other = budget.open(lambda _: None)
+        share = budget.open(on_rate)
+        share._since -= 10  # it has had its part for long, and did not use it
+        budget.divide()
+        least = share.rate
+        ends = time.monotonic() + 6
+        while time.monotonic() < ends:
+            piece = pacer.piece or 0
+            await pacer.take(piece)
+            share.count(piece)
+            other.count(piece)
+            budget.divide()
+        return least, share.rate
+
+    least, rate = asyncio.run(push())
+    assert least < 5000
+    assert rate > 15_000
+
+
 def test_without_a_limit_nothing_waits() -> None:
     async def push() -> None:
         async with asyncio.timeout(1):

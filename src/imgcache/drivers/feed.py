@@ -83,8 +83,8 @@ class Feed(Protocol):
         """Bytes a second below which a source stalls; see ``MIN_RATE``."""
 
     @property
-    def paced(self) -> bool:
-        """Whether ``pace`` ever waits."""
+    def piece(self) -> int | None:
+        """How many bytes the controller may push at a time; None: ``pace`` never waits."""
 
     def listening(self, port: int) -> None:
         """The host listens there now."""

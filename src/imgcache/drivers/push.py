@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from imgcache.drivers.transfer import Transfer
     from imgcache.transport.conversation import Message, Order
 
-#: Blocks are paced in pieces of this size, so that a slow link sees no bursts.
-_PACED_BYTES = 64 * 1024
-
 
 class Pushing:
     """One push, from the host's ``ready`` to its answer."""
@@ -98,12 +95,12 @@ class Pushing:
         await transfer.talk.send_data(self._order, b"")
 
     async def _send_block(self, block: bytes) -> None:
-        transfer = self._transfer
-        step = _PACED_BYTES if transfer.feed.paced else MAX_DATA_BYTES
-        for start in range(0, len(block), step):
-            part = block[start : start + step]
+        transfer, sent = self._transfer, 0
+        while sent < len(block):
+            part = block[sent : sent + (transfer.feed.piece or MAX_DATA_BYTES)]
             await transfer.feed.pace(len(part))
             await transfer.talk.send_data(self._order, part)
+            sent += len(part)
             transfer.bytes_fetched += len(part)
 
 

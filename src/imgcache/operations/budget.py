@@ -24,6 +24,13 @@ _FULL = 0.85
 _ROOM = 1.3
 #: Changes smaller than this part are not worth telling a host.
 _WORTH = 0.02
+#: What is pushed goes in pieces of so many seconds' worth, within bounds: no bursts, and a rate that one
+#: piece shows to be used.
+_PIECE_S = 0.5
+_LEAST_PIECE_BYTES = 4 * 1024
+_MOST_PIECE_BYTES = 64 * 1024
+#: Who waits for its turn looks so often whether its rate has changed.
+_LOOK_S = 0.25
 
 
 class Share:
@@ -110,17 +117,33 @@ class Pacer:
     """Lets bytes through at a rate that may change, without bursts."""
 
     def __init__(self, rate: int | None) -> None:
-        self.rate = rate
-        """Bytes a second; None: as they come."""
+        self._rate = rate
         self._due = 0.0
+
+    @property
+    def rate(self) -> int | None:
+        """Bytes a second; None: as they come."""
+        return self._rate
+
+    @rate.setter
+    def rate(self, rate: int | None) -> None:
+        now = time.monotonic()
+        if self._rate and rate:
+            # What has gone is paid for at the new rate: one that was slow for a while is not held to it.
+            self._due = now + max(self._due - now, 0.0) * self._rate / rate
+        self._rate = rate
+
+    @property
+    def piece(self) -> int | None:
+        """How many bytes may go at a time; None: as many as come."""
+        if self._rate is None:
+            return None
+        return min(max(int(self._rate * _PIECE_S), _LEAST_PIECE_BYTES), _MOST_PIECE_BYTES)
 
     async def take(self, count: int) -> None:
         """Wait until ``count`` more bytes may go."""
-        if self.rate is None:
-            return
-        now = time.monotonic()
-        self._due = max(self._due, now)
-        delay = self._due - now
-        self._due += count / self.rate
-        if delay > 0:
-            await asyncio.sleep(delay)
+        self._due = max(self._due, time.monotonic())
+        while self._rate is not None and (delay := self._due - time.monotonic()) > 0:  # noqa: ASYNC110 - it is the time
+            await asyncio.sleep(min(delay, _LOOK_S))
+        if self._rate is not None:
+            self._due += count / self._rate

@@ -160,9 +160,9 @@ class DirectFeed:
         return self._min_rate
 
     @property
-    def paced(self) -> bool:
+    def piece(self) -> int | None:
         """See ``Feed``."""
-        return self._outside.pacer.rate is not None
+        return self._outside.pacer.piece
 
     def listening(self, port: int) -> None:
         """See ``Feed``."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from imgcache.operations.fleet import driver_of
+from imgcache.operations.sites import Sites
 from imgcache.operations.sources import RunSources, source_kinds
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
     from imgcache.drivers.base import Verdict
     from imgcache.images.base import ImageService
-    from imgcache.model import Image
+    from imgcache.model import Image, Site
     from imgcache.operations.fleet import Fleet
     from imgcache.operations.host_run import HostRun
     from imgcache.operations.removal import Ending
@@ -31,6 +32,7 @@ async def prove(
     service: ImageService,
     source: SourcePolicy,
     *,
+    sites: Mapping[str, Site],
     bytes_per_s: int | None,
     ending_of: Callable[[Verdict], Ending],
 ) -> None:
@@ -62,6 +64,7 @@ async def prove(
         run_id=fleet.run_id,
         lifetime_s=min(rounds * fleet.limits.timeout_s, _MAX_ACCESS_LIFETIME_S),
         sink=fleet.sink,
+        sites=Sites(hosts=hosts, sites=sites),
     )
     async with sources:
         await fleet.run(hosts, (), work, sources)

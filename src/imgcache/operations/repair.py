@@ -11,6 +11,7 @@ from imgcache.operations.catalogue import Catalogue, Lookup
 from imgcache.operations.fleet import driver_of
 from imgcache.operations.invalid import plan_faults
 from imgcache.operations.removal import carry_out
+from imgcache.operations.sites import Sites
 from imgcache.operations.sources import RunSources, source_kinds
 from imgcache.plan import EntryWord, OutcomeWord
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from imgcache.images.base import ImageService
-    from imgcache.model import Host, Image
+    from imgcache.model import Host, Image, Site
     from imgcache.operations.fleet import Fleet
     from imgcache.operations.host_run import HostRun
     from imgcache.operations.invalid import Faults
@@ -35,6 +36,8 @@ async def repair(
     found: Mapping[str, list[EntryOutcome]],
     service: ImageService,
     source: SourcePolicy,
+    *,
+    sites: Mapping[str, Site],
 ) -> None:
     """Remove and fetch again what ``faults`` names; changes the outcomes in ``found`` in place.
 
@@ -57,7 +60,7 @@ async def repair(
             if any(row.entry == base and _is_gone(row) for row in rows)
         ]
         if targets and not isinstance(image, str):
-            outcomes = await _fetch(fleet, targets, image, service, source)
+            outcomes = await _fetch(fleet, targets, image, service, source, sites=sites)
             for outcome in outcomes:
                 _note_fetched(found[outcome.host], base, outcome)
     for name, rows in removed.items():
@@ -97,6 +100,8 @@ async def _fetch(
     image: Image,
     service: ImageService,
     source: SourcePolicy,
+    *,
+    sites: Mapping[str, Site],
 ) -> list[Outcome]:
     async def precache(context: HostRun, images: Sequence[Image]) -> None:
         await driver_of(context.host).precache(context, images)
@@ -109,6 +114,7 @@ async def _fetch(
         run_id=fleet.run_id,
         lifetime_s=min(rounds * fleet.limits.timeout_s, _MAX_ACCESS_LIFETIME_S),
         sink=fleet.sink,
+        sites=Sites(hosts=hosts, sites=sites),
     )
     async with sources:
         return await fleet.run(hosts, (image,), precache, sources)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from imgcache.drivers.base import Driver, Verdict
     from imgcache.events import EventSink
     from imgcache.images.base import ImageService
-    from imgcache.model import CacheEntry, Host, HostCache, Image, Inventory
+    from imgcache.model import CacheEntry, Host, HostCache, Image, Inventory, Site
     from imgcache.operations.catalogue import KnownImage
     from imgcache.operations.fleet import Fleet
     from imgcache.operations.host_run import HostRun
@@ -71,6 +71,8 @@ class VerifyPlan:
     wanted: KnownImages
     """Empty: all originals."""
     catalogue: Catalogue
+    sites: Mapping[str, Site]
+    """What ``adopt`` and ``repair`` fetch keeps within their bandwidths."""
 
 
 def plan_verify(
@@ -91,13 +93,13 @@ def plan_verify(
         source_kinds(request.source, service)
     catalogue = read_catalogue(service) if request.adopt else Catalogue()
     if not request.names:
-        return VerifyPlan(hosts, KnownImages(), catalogue)
+        return VerifyPlan(hosts, KnownImages(), catalogue, inventory.sites)
     wanted = (
         catalogue.resolve(request.names)
         if request.adopt
         else resolve_images(request.names, service)
     )
-    return VerifyPlan(hosts, wanted, catalogue)
+    return VerifyPlan(hosts, wanted, catalogue, inventory.sites)
 
 
 def run_verify(
@@ -134,10 +136,17 @@ async def _execute(
         if unproven and service is not None:
             rate = request.bytes_per_s
             await prove(
-                fleet, unproven, found, service, request.source, bytes_per_s=rate, ending_of=_ending
+                fleet,
+                unproven,
+                found,
+                service,
+                request.source,
+                sites=plan.sites,
+                bytes_per_s=rate,
+                ending_of=_ending,
             )
         if request.repair and service is not None and not fleet.dry_run and faults.by_host:
-            await repair(fleet, faults, found, service, request.source)
+            await repair(fleet, faults, found, service, request.source, sites=plan.sites)
         return report_of(fleet, found)
 
 
