@@ -32,7 +32,7 @@ class PrecachePlan:
     sites: Mapping[str, Site] = field(default_factory=dict)
     """What the inventory says about sites."""
     neighbours: tuple[Host, ...] = ()
-    """All hosts of the inventory: some may have what others need."""
+    """All hosts of the inventory that are not excluded: some may have what others need."""
 
     def images_of(self, host: Host) -> tuple[Image, ...]:
         """Return the images that go to a host."""
@@ -69,6 +69,8 @@ class SitePlan:
     """When its window closes, or the deadline is, whichever comes first; None: never."""
     available_s: float | None
     """Seconds until then, counted from when it opens."""
+    host_s: float | None = None
+    """Seconds that the bytes of the host that lacks most take at least, beside others; None: not known."""
 
     @property
     def expected_s(self) -> float | None:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,6 +18,10 @@ import jsonschema
 import pytest
 import yaml
 
+from imgcache.config.load import load_inventory
+from imgcache.images.directory import DirectoryImageService
+from imgcache.operations.precache import PrecacheRequest, plan_precache
+from imgcache.operations.selection import Selection
 from scenarios.faults_site import wait_until
 
 IMAGE_ID = "6b8e1c3a-9f0d-4a57-8a86-0d8d4c0e9b11"
@@ -124,6 +129,8 @@ def test_a_site_whose_window_is_closed_leaves_the_others_alone(site: Site) -> No
         "edge-0": ("skipped", "window"), "edge-2": ("skipped", "window"),
         "edge-1": ("cached", None), "edge-3": ("cached", None),
     }  # fmt: skip
+    # Nobody has looked at oslo's hosts: they are not "not reached".
+    assert [one["site"] for one in document["plan"]] == ["bergen"]
 
 
 def test_an_open_window_is_no_hindrance_and_is_in_the_plan(site: Site) -> None:
@@ -210,10 +217,22 @@ def test_the_plan_line_tells_warm_cold_and_what_is_wrong(site: Site) -> None:
     assert done.returncode == 1
     lines = [line for line in done.stderr.splitlines() if "from outside" in line]
     assert lines[0] == (
-        "imgcache: site oslo: 2 hosts: 1 have all, 1 lack images; 66.0 kB from outside, about 0.0s at "
+        "imgcache: site oslo: 2 hosts: 1 has all, 1 lacks images; 66.0 kB from outside, about 0.0s at "
         "12.5 MB/s"
     )
-    assert "site bergen: 2 hosts: 1 lack images, 1 in other trouble" in lines[1]
+    assert "site bergen: 2 hosts: 1 lacks images, 1 in other trouble" in lines[1]
+
+
+def test_a_timeout_that_is_too_short_for_the_link_is_told_before(site: Site) -> None:
+    site.write({"oslo": {"bandwidth": "80kbit/s"}})
+    limits = ("--all", "small", "other", "--source", "push", "--dry-run")
+    done = site.run(*limits, "--timeout", "20s")
+    assert done.returncode == 0
+    # Two hosts at a time, of two images each, at 10,000 bytes a second.
+    said = "site oslo: a host needs 26 s at this rate, and --timeout ends it after 20 s (raise it; "
+    assert said in done.stderr
+    assert "bergen: a host needs" not in done.stderr
+    assert "a host needs" not in site.run(*limits, "--timeout", "30s").stderr
 
 
 def test_without_limits_no_host_is_looked_at_first(site: Site) -> None:
@@ -292,6 +311,15 @@ def test_only_what_failed_in_an_earlier_run(site: Site) -> None:
     columns = site.run("--limit-failed", "columns.json")
     assert columns.returncode == 2
     assert "without --column" in columns.stderr
+
+
+def test_excluded_hosts_are_not_even_asked_for_what_they_have(site: Site) -> None:
+    inventory = load_inventory(site.folder / "inventory.yaml")
+    selection = Selection(hosts=("edge-0",), exclude=("edge-[1-2]",))
+    with closing(DirectoryImageService(site.folder / "images")) as service:
+        request = PrecacheRequest(selection=selection, names=("small",))
+        plan = plan_precache(request, inventory, service)
+    assert [host.name for host in plan.neighbours] == ["edge-0", "edge-3"]
 
 
 def test_a_host_that_is_not_in_the_inventory_any_more(site: Site) -> None:

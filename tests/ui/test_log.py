@@ -17,12 +17,15 @@ from imgcache.events import (
     ItemProgress,
     ItemRetry,
     Notice,
+    Planned,
     RunEnded,
     RunStarted,
 )
 from imgcache.plan import OutcomeWord
 from imgcache.ui.log import RunLog
+from imgcache.ui.messages import site_line
 from ui.samples import HOSTILE, IMAGE, assert_clean, outcome
+from ui.test_plan_lines import PLAN
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,6 +43,12 @@ def logged(path: Path, *events: Event) -> list[tuple[str, ...]]:
         match.groups() if (match := LINE.fullmatch(line)) else ("no log line", line)
         for line in lines
     ]
+
+
+def test_the_plan_of_a_hundred_sites_is_written_whole(tmp_path: Path) -> None:
+    lines = logged(tmp_path / "log", Planned((PLAN,) * 100))
+    assert len(lines) == 100
+    assert set(lines) == {("INFO", "-", "-", site_line(PLAN))}
 
 
 def test_every_event_has_a_line_with_run_and_host(tmp_path: Path) -> None:

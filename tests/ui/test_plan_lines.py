@@ -35,7 +35,7 @@ PLAN = SitePlan(
 
 def test_a_site_is_one_line() -> None:
     assert site_line(PLAN) == (
-        "site oslo: 20 hosts: 3 have all, 14 lack images, 1 lack the room, 2 not reached; 1.25 GB from "
+        "site oslo: 20 hosts: 3 have all, 14 lack images, 1 lacks the room, 2 not reached; 1.25 GB from "
         "outside, about 1m 40s at 12.5 MB/s; 6h 0m to do it"
     )
 
@@ -76,6 +76,18 @@ def test_what_is_waited_for_is_in_the_state_line_as_long_as_it_is() -> None:
     assert status_line(tally).endswith("; wave 1 is waited for: 2 hosts")
     tally.take(Waiting(None))
     assert "waited for" not in status_line(tally)
+
+
+def test_no_time_is_promised_while_all_wait_for_a_window() -> None:
+    now = [0.0]
+    tally = Tally(lambda: now[0])
+    tally.take(RunStarted("run-1", "precache", 2, 1, 10, 2))
+    tally.take(ItemEnded(outcome("edge-1")))
+    tally.take(HostEnded("edge-1", failed=False))
+    now[0] = 60.0
+    assert " left" in status_line(tally)
+    tally.take(Waiting("the window of site oslo opens at 22:00"))
+    assert " left" not in status_line(tally)
 
 
 def test_a_plain_display_of_a_run_with_a_plan() -> None:

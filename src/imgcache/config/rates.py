@@ -34,7 +34,7 @@ def bytes_per_s(text: str) -> int:
     if (unit or "").lower() == "bit":
         value /= 8
     if not _MIN_BYTES_PER_S <= value <= _MAX_BYTES_PER_S:
-        message = "is out of bounds; give at least 8 kbit/s"
+        message = "is out of bounds; give 8 kbit/s to 8000 Tbit/s"
         raise ValueError(message)
     return int(value)
 

@@ -14,7 +14,12 @@ from imgcache.events import Notice, Planned
 from imgcache.operations.fleet import FleetRequest, driver_of, open_fleet
 from imgcache.operations.keep import PrecacheAndPin, pin_end
 from imgcache.operations.rollout import Rollout, Waves
-from imgcache.operations.selection import Selection, check_known, select_hosts
+from imgcache.operations.selection import (
+    Selection,
+    check_known,
+    excluded_names,
+    select_hosts,
+)
 from imgcache.operations.sites import Sites
 from imgcache.operations.sources import RunSources, source_kinds
 from imgcache.operations.suitable import refuse_unsuitable
@@ -24,6 +29,7 @@ from imgcache.operations.survey import (
     is_needed,
     plan_sites,
     refuse_what_does_not_fit,
+    too_short_timeouts,
 )
 from imgcache.operations.window import Schedule
 
@@ -56,7 +62,7 @@ class PrecacheRequest(FleetRequest):
     seeds: int = 1
     """With relay: hosts per site that get an image's bytes from outside."""
     rate_limit: int | None = None
-    """Bytes per second that one host may take from outside its site."""
+    """Bytes per second that one host may take, from wherever it reads."""
     keep_for_s: float | None = None
     """Pin what is cached, or was there already, for so long; None: do not pin."""
     window: str | None = None
@@ -85,15 +91,19 @@ def plan_precache(
     if request.keep_for_s is not None:
         pin_end(request.keep_for_s)
     source_kinds(request.source, service)
-    everywhere = {
-        host.name: host for group in inventory.aggregates.values() for host in group.hosts
+    left_alone = excluded_names(request.selection)
+    others = {
+        host.name: host
+        for group in inventory.aggregates.values()
+        for host in group.hosts
+        if host.name not in left_alone
     }
     plan = PrecachePlan(
         images=service.find_images(request.names or _image_ids(request.only, hosts)),
         hosts=hosts,
         only=request.only,
         sites=inventory.sites,
-        neighbours=tuple(everywhere.values()),
+        neighbours=tuple(others.values()),
     )
     refuse_unsuitable(plan.images, plan.hosts)
     return replace(plan, hosts=_with_work(plan))
@@ -207,7 +217,7 @@ class _Run:
         """Look at all hosts."""
         async with self._sources() as sources:
             outcomes = await self._pass(self._plan.hosts, _precache_host, sources, None)
-        plans = self._site_plans(outcomes)
+        plans = self._site_plans(self._plan, outcomes)
         try:
             self._refuse(plans)
         except UnsafePlanError as error:
@@ -241,10 +251,11 @@ class _Run:
         hosts = [host for host in self._plan.hosts if not self._schedule.refusal(host.site)]
         if not hosts or self._fleet.interrupted is not None:
             return (), {}
-        self._fleet.sink.emit(Notice(f"looks at {len(hosts)} hosts first", level="info"))
+        text = f"looks at {len(hosts)} host{'' if len(hosts) == 1 else 's'} first"
+        self._fleet.sink.emit(Notice(text, level="info"))
         async with self._sources() as sources:
             outcomes = await self._fleet.look(hosts, _precache_host, sources, self._plan.images_of)
-        plans = self._site_plans(outcomes)
+        plans = self._site_plans(replace(self._plan, hosts=tuple(hosts)), outcomes)
         self._refuse(plans)
         waiting = {host.name for host in hosts if self._schedule.waits(host.site)}
         dead = {
@@ -259,11 +270,14 @@ class _Run:
         if self._fleet.interrupted is None and not self._request.partial:
             refuse_what_does_not_fit(plans, self._schedule)
 
-    def _site_plans(self, outcomes: Sequence[Outcome]) -> tuple[SitePlan, ...]:
-        plans = plan_sites(
-            self._plan, outcomes, self._request, self._schedule, self._fleet.limits.concurrency
-        )
+    def _site_plans(self, plan: PrecachePlan, outcomes: Sequence[Outcome]) -> tuple[SitePlan, ...]:
+        """Return, and tell, what is before the run; ``plan``: with the hosts that were looked at."""
+        limits = self._fleet.limits
+        plans = plan_sites(plan, outcomes, self._request, self._schedule, limits.concurrency)
         self._fleet.sink.emit(Planned(plans))
+        for text in too_short_timeouts(plans, limits.timeout_s):
+            hint = "raise it; what has come is kept, and the next run goes on there"
+            self._fleet.sink.emit(Notice(text, hint=hint))
         return plans
 
     async def _pass(

@@ -44,6 +44,10 @@ class Waves:
         return hosts if self.max_failures is None else _count(self.max_failures, hosts, up=False)
 
 
+def _hosts(count: int) -> str:
+    return "1 host" if count == 1 else f"{count} hosts"
+
+
 def _count(amount: Amount, whole: int, *, up: bool) -> int:
     if amount.share is None:
         return amount.count or 0
@@ -103,7 +107,7 @@ class Rollout:
                 return None
             self._changed.clear()
             if self._room <= 0 and not self._next_wave():
-                await self._wait(f"{self._wave_text()} is waited for: {len(self._open)} hosts")
+                await self._wait(f"{self._wave_text()} is waited for: {_hosts(len(self._open))}")
             elif self._ready:
                 return self._begin()
             else:
@@ -151,9 +155,10 @@ class Rollout:
 
     def _check_failures(self) -> None:
         if self._failed > self._most_failures:
-            hosts = "host has" if self._failed == 1 else "hosts have"
+            have = "has" if self._failed == 1 else "have"
             self._halt(
-                f"not begun: {self._failed} {hosts} failed, --max-failures allows {self._most_failures}"
+                f"not begun: {_hosts(self._failed)} {have} failed, "
+                f"--max-failures allows {self._most_failures}"
             )
 
     def _halt(self, why: str) -> None:

@@ -66,6 +66,11 @@ def select_hosts(inventory: Inventory, selection: Selection) -> tuple[Host, ...]
     return _grouped_by_cell(chosen)
 
 
+def excluded_names(selection: Selection) -> frozenset[str]:
+    """Return the names of the hosts that the operator wants left alone; ``select_hosts`` has checked them."""
+    return frozenset(name for node_set in selection.exclude for name in expand_hosts(node_set))
+
+
 def _check_drivers(inventory: Inventory) -> None:
     """Look for typos here, where it is known which drivers there are; the schema knows only their shape."""
     DRIVERS.check(

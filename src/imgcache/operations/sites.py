@@ -33,7 +33,7 @@ class Sites:
         policy: the source that the operator chose; relays are planned for ``auto`` (where the inventory
             names the site), ``relay`` and ``push-relay``.
         hosts: those of this run.
-        neighbours: all hosts of the inventory: those of a site that may have an image already.
+        neighbours: all hosts of the inventory that may be asked: some of a site may have an image already.
         sites: what the inventory says about sites, by name.
         seeds: hosts per site that get an image from outside.
         rate_limit: bytes a second that any one host may take.

@@ -6,8 +6,10 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from imgcache.distribution import SitePlan
+from imgcache.drivers.capabilities import supports
 from imgcache.errors import ErrorCode, UnsafePlanError
 from imgcache.model import ImageId
+from imgcache.operations.fleet import driver_of
 from imgcache.plan import OutcomeWord
 
 if TYPE_CHECKING:
@@ -104,6 +106,18 @@ def refuse_what_does_not_fit(plans: Iterable[SitePlan], schedule: Schedule) -> N
         raise UnsafePlanError(message, hint=hint)
 
 
+def too_short_timeouts(plans: Iterable[SitePlan], timeout_s: float) -> list[str]:
+    """Return, in a sentence per site, where one host's time ends before it can have all its bytes."""
+    return [
+        f"{f'site {one.site}' if one.site else 'hosts without a site'}: a host needs "
+        f"{_time_text(one.host_s)} at this rate, and --timeout ends it after {_time_text(timeout_s)}"
+        for one in plans
+        if one.host_s is not None
+        and one.host_s > timeout_s
+        and (one.available_s is None or one.available_s > timeout_s)
+    ]
+
+
 def _time_text(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
@@ -131,6 +145,8 @@ class _SiteSurvey:
         gate = self._schedule.gates[site]
         total, downloads = self._outside()
         ends_at = self._schedule.ends_at(gate)
+        together = max(min(downloads, concurrency), 1)
+        rate = self._rate(site, together)
         return SitePlan(
             site=site,
             hosts=len(self._hosts),
@@ -140,11 +156,12 @@ class _SiteSurvey:
             not_reached=self._states["not_reached"],
             other=self._states["other"],
             bytes_outside=total,
-            bytes_per_s=self._rate(site, min(downloads, concurrency)),
+            bytes_per_s=rate,
             window=str(gate.window) if gate.window else None,
             opens_at=gate.opens_at,
             ends_at=ends_at,
             available_s=self._available_s(gate, ends_at),
+            host_s=self._most_bytes() * together / rate if rate else None,
         )
 
     def _outside(self) -> tuple[int, int]:
@@ -155,7 +172,7 @@ class _SiteSurvey:
             for one in self._found.get(host.name, ()):
                 if one.code is ErrorCode.DRY_RUN:
                     lacking[group, one.image_id] += 1
-        sizes = {image.id: image.size_bytes for image in self._plan.images}
+        sizes = self._sizes()
         total, downloads = 0, 0
         for (group, image_id), hosts in lacking.items():
             copies = hosts if group is None else min(self._request.seeds, hosts)
@@ -163,9 +180,21 @@ class _SiteSurvey:
             downloads = max(downloads, copies)
         return total, downloads
 
+    def _most_bytes(self) -> int:
+        """Return the bytes of the host that lacks most."""
+        sizes = self._sizes()
+        lacking = (
+            sum(sizes[ImageId(one.image_id)] for one in outcomes if one.code is ErrorCode.DRY_RUN)
+            for outcomes in (self._found.get(host.name, ()) for host in self._hosts)
+        )
+        return max(lacking, default=0)
+
+    def _sizes(self) -> dict[ImageId, int]:
+        return {image.id: image.size_bytes for image in self._plan.images}
+
     def _group(self, host: Host) -> str | None:
         """Return those whose members fill each other; None: each gets the bytes by itself."""
-        if self._request.source not in RELAY_POLICIES:
+        if self._request.source not in RELAY_POLICIES or not supports(driver_of(host), "serving"):
             return None
         if host.site is not None:
             return f"site {host.site}"
@@ -175,7 +204,7 @@ class _SiteSurvey:
         known = self._plan.sites.get(site or "")
         rates = [known.bytes_per_s if known else None]
         if self._request.rate_limit is not None:
-            rates.append(self._request.rate_limit * max(downloads, 1))
+            rates.append(self._request.rate_limit * downloads)
         return min((rate for rate in rates if rate is not None), default=None)
 
     def _available_s(self, gate: Gate, ends_at: datetime | None) -> float | None:

@@ -110,6 +110,10 @@ class RunLog:
         """See ``Display``."""
         if isinstance(event, RunStarted):
             self._run = event.run_id
+        if isinstance(event, Planned):
+            for one in event.sites:
+                self._write(logging.INFO, None, site_line(one))
+            return
         level, host, message = _entry(event)
         if message:
             # The host has a field of its own.
@@ -164,8 +168,6 @@ def _entry(event: Event) -> tuple[int, str | None, str]:
         case Notice():
             level = logging.INFO if event.level == "info" else logging.WARNING
             text = notice_text(event)
-        case Planned():
-            text = " | ".join(site_line(one) for one in event.sites)
         case Waiting():
             text = f"waits: {event.what}" if event.what else ""
         case RunEnded():

@@ -141,17 +141,18 @@ def site_line(plan: SitePlan) -> str:
     """Return what is before the run at one site, in one line."""
     name = f"site {printable(plan.site)}" if plan.site else "hosts without a site"
     counts = [
-        f"{count} {word}"
-        for count, word in (
-            (plan.warm, "have all"),
-            (plan.cold, "lack images"),
-            (plan.no_room, "lack the room"),
-            (plan.not_reached, "not reached"),
-            (plan.other, "in other trouble, or unsupported"),
+        f"{count} {one if count == 1 else more}"
+        for count, one, more in (
+            (plan.warm, "has all", "have all"),
+            (plan.cold, "lacks images", "lack images"),
+            (plan.no_room, "lacks the room", "lack the room"),
+            (plan.not_reached, "not reached", "not reached"),
+            (plan.other, *("in other trouble, or unsupported",) * 2),
         )
         if count
     ]
-    parts = [f"{name}: {plan.hosts} hosts: {', '.join(counts)}"]
+    hosts = "1 host" if plan.hosts == 1 else f"{plan.hosts} hosts"
+    parts = [f"{name}: {hosts}: {', '.join(counts)}"]
     moved = f"{size_text(plan.bytes_outside)} from outside"
     if plan.bytes_outside and plan.expected_s is not None and plan.bytes_per_s:
         time, rate = duration_text(plan.expected_s), size_text(plan.bytes_per_s)
@@ -226,7 +227,8 @@ def status_line(tally: Tally) -> str:
         )
     if tally.waiting:
         parts.append(printable(tally.waiting))
-    left = tally.eta_s()
+    # While no host is at work, the time left is that of the clock on the wall.
+    left = None if tally.waiting and not tally.active else tally.eta_s()
     if left is not None:
         # Tenths of seconds would promise too much.
         parts.append(f"about {duration_text(left) if left > 10 else f'{ceil(left)}s'} left")
