@@ -53,7 +53,8 @@ FetchRateLimit = Annotated[
         "--rate-limit",
         parser=parse_link_rate,
         metavar="RATE",
-        help="No host takes more per second from outside its site, such as 50M (bytes) or 100Mbit/s.",
+        help="No host takes more per second, from wherever it reads: such as 50M (bytes) or 100Mbit/s. The "
+        "bandwidth of its site holds besides.",
     ),
 ]
 ImageNamesOrEarlier = Annotated[
