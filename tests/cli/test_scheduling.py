@@ -229,7 +229,7 @@ def test_a_timeout_that_is_too_short_for_the_link_is_told_before(site: Site) -> 
     done = site.run(*limits, "--timeout", "20s")
     assert done.returncode == 0
     # Two hosts at a time, of two images each, at 10,000 bytes a second.
-    said = "site oslo: a host needs 26 s at this rate, and --timeout ends it after 20 s (raise it; "
+    said = "site oslo: a host needs 26 s at this rate, and --timeout ends it after 20 s (raise it; else "
     assert said in done.stderr
     assert "bergen: a host needs" not in done.stderr
     assert "a host needs" not in site.run(*limits, "--timeout", "30s").stderr

@@ -20,6 +20,7 @@ from imgcache.events import (
     Planned,
     RunEnded,
     RunStarted,
+    Waiting,
 )
 from imgcache.plan import OutcomeWord
 from imgcache.ui.log import RunLog
@@ -49,6 +50,12 @@ def test_the_plan_of_a_hundred_sites_is_written_whole(tmp_path: Path) -> None:
     lines = logged(tmp_path / "log", Planned((PLAN,) * 100))
     assert len(lines) == 100
     assert set(lines) == {("INFO", "-", "-", site_line(PLAN))}
+
+
+def test_one_and_the_same_wait_is_written_once(tmp_path: Path) -> None:
+    wait, over = Waiting("the window of site oslo opens at 22:00"), Waiting(None)
+    assert len(logged(tmp_path / "log", wait, over, wait, over, wait)) == 1
+    assert len(logged(tmp_path / "other", wait, over, Waiting("wave 2"), over)) == 2
 
 
 def test_every_event_has_a_line_with_run_and_host(tmp_path: Path) -> None:

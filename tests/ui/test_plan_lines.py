@@ -9,7 +9,16 @@ from datetime import UTC, datetime
 import pytest
 
 from imgcache.distribution import SitePlan
-from imgcache.events import HostEnded, ItemEnded, Planned, RunEnded, RunStarted, Waiting
+from imgcache.events import (
+    HostEnded,
+    HostStarted,
+    ItemEnded,
+    ItemProgress,
+    Planned,
+    RunEnded,
+    RunStarted,
+    Waiting,
+)
 from imgcache.ui.messages import Messages, site_line, status_line
 from imgcache.ui.plain import PlainDisplay
 from imgcache.ui.tally import Tally
@@ -44,7 +53,10 @@ def test_a_site_is_one_line() -> None:
     ("changes", "said"),
     [
         ({"available_s": 60.0}, "; 1m 0s to do it: too little"),
-        ({"opens_at": FIVE}, "; 6h 0m to do it once its window opens"),
+        (
+            {"opens_at": FIVE},
+            "; 6h 0m to do it once its window opens (22:00-05:00 Europe/Oslo)",
+        ),
         ({"bytes_per_s": None}, "1.25 GB from outside; 6h 0m to do it"),
         ({"available_s": None, "ends_at": None}, "about 1m 40s at 12.5 MB/s"),
         ({"bytes_outside": 0}, "; 0 B from outside; 6h 0m to do it"),
@@ -88,6 +100,20 @@ def test_no_time_is_promised_while_all_wait_for_a_window() -> None:
     assert " left" in status_line(tally)
     tally.take(Waiting("the window of site oslo opens at 22:00"))
     assert " left" not in status_line(tally)
+
+
+def test_after_a_wait_the_rate_is_that_of_what_has_come_since() -> None:
+    now = [0.0]
+    tally = Tally(lambda: now[0])
+    tally.take(RunStarted("run-1", "precache", 2, 1, 1000, 2))
+    tally.take(Waiting("the window of site oslo opens at 22:00"))
+    now[0] = 10.0
+    assert tally.rate() == 0
+    tally.take(Waiting(None))
+    tally.take(HostStarted("edge-1"))
+    now[0] = 11.0
+    tally.take(ItemProgress("edge-1", "1" * 36, "debian-12", "download", 500, 1000))
+    assert tally.rate() == 500
 
 
 def test_a_plain_display_of_a_run_with_a_plan() -> None:

@@ -125,8 +125,8 @@ def test_the_soft_limit_is_raised_as_far_as_the_hard_one(
     fitting, notice = fit_concurrency(1000)
     assert fitting == 734
     assert notice == (
-        "--concurrency 1000 needs 4064 open files, the limit is 3000: 734 hosts at a time (raise it with "
-        "ulimit -n)"
+        "1000 hosts at a time need 4064 open files, the limit is 3000: now it is 734 (raise the limit with "
+        "ulimit -n, or lower --concurrency)"
     )
     assert fit_lenders(734, 256) == 0
 

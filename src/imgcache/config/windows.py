@@ -74,8 +74,13 @@ def parse_window(text: str, timezone: str | None = None) -> Window:
     if found is None or start is None or end is None:
         message = "is not a window such as 22:00-05:00"
         raise ValueError(message)
-    name = found[5] or timezone
-    return Window(start, end, zone_of(name) if name else None)
+    if found[5]:
+        try:
+            return Window(start, end, zone_of(found[5]))
+        except ValueError as exc:
+            message = "is not a window of a known time zone, such as 22:00-05:00 Europe/Oslo"
+            raise ValueError(message) from exc
+    return Window(start, end, zone_of(timezone) if timezone else None)
 
 
 def zone_of(name: str) -> ZoneInfo:

@@ -265,8 +265,9 @@ class Transfer:
         error = self.context.must_stop()
         if error is not None:
             size = self.image.size_bytes
-            text = f"{error.message}: stopped at {done} of {size} bytes, the next run goes on there"
-            raise _StoppedError(error.code, text, hint=error.hint)
+            then = "goes on there" if self._more.get("keep_partial") else "begins it anew"
+            text = f"{error.message}: stopped at {done} of {size} bytes, the next run {then}"
+            raise _StoppedError(error.code, text)
 
     # ---- after a failure
 

@@ -20,8 +20,8 @@ def fit_concurrency(wanted: int) -> tuple[int, str | None]:
         return wanted, None
     fitting = max(1, int(soft - _RESERVED) // _PER_HOST)
     return fitting, (
-        f"--concurrency {wanted} needs {_needed(wanted)} open files, the limit is {int(soft)}: "
-        f"{fitting} hosts at a time (raise it with ulimit -n)"
+        f"{wanted} hosts at a time need {_needed(wanted)} open files, the limit is {int(soft)}: now it is "
+        f"{fitting} (raise the limit with ulimit -n, or lower --concurrency)"
     )
 
 

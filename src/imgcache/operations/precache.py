@@ -276,7 +276,7 @@ class _Run:
         plans = plan_sites(plan, outcomes, self._request, self._schedule, limits.concurrency)
         self._fleet.sink.emit(Planned(plans))
         for text in too_short_timeouts(plans, limits.timeout_s):
-            hint = "raise it; what has come is kept, and the next run goes on there"
+            hint = "raise it; else a transfer ends there, and goes on in the next run where the driver can"
             self._fleet.sink.emit(Notice(text, hint=hint))
         return plans
 

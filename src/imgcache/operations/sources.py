@@ -43,7 +43,8 @@ def source_kinds(policy: SourcePolicy, service: ImageService) -> tuple[SourceKin
         return (SourceKind.PUSH,)
     if not service.serves_hosts:
         message = f"--source {policy}: hosts cannot download from {service.describe()}"
-        raise UsageError(message, hint="leave --source out, or say --source push")
+        instead = "push-relay" if policy == "relay" else "push"
+        raise UsageError(message, hint=f"leave --source out, or say --source {instead}")
     if policy == "service":
         return (SourceKind.SERVICE,)
     return (SourceKind.SERVICE, SourceKind.PUSH)

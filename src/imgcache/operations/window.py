@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 #: The longest sleep at a time: a clock that is set, or a machine that was suspended, is noticed then.
 _LONGEST_SLEEP_S = 30.0
 _NEVER = datetime.max.replace(tzinfo=UTC)
-_TOMORROW = "run again when it is open: what has come is kept, and the transfer goes on from there"
+_TOMORROW = "run again when it is open"
 
 
 class Clock:
@@ -115,7 +115,7 @@ class Schedule:
         gate, now = self.gates[site], self.clock.now()
         if self.deadline and now >= self.deadline:
             message = f"the deadline of {gate.clock_text(self.deadline, now)} has passed"
-            return HostError(ErrorCode.DEADLINE, message, hint="run again: what has come is kept")
+            return HostError(ErrorCode.DEADLINE, message, hint="run again")
         if gate.closes_at and now >= gate.closes_at:
             message = (
                 f"the window of {gate.name} has closed at {gate.clock_text(gate.closes_at, now)}"

@@ -102,6 +102,7 @@ class RunLog:
             message = "the log file cannot be opened; nothing was done"
             raise ConfigError(message, [problem]) from exc
         self._run = "-"
+        self._waited: str | None = None
         # Warnings of libraries have no other place; our own entries do not come this way.
         self._handler.setLevel(logging.WARNING)
         logging.getLogger().addHandler(self._handler)
@@ -114,6 +115,10 @@ class RunLog:
             for one in event.sites:
                 self._write(logging.INFO, None, site_line(one))
             return
+        if isinstance(event, Waiting) and event.what is not None:
+            if event.what == self._waited:
+                return  # the end of any host wakes who waits
+            self._waited = event.what
         level, host, message = _entry(event)
         if message:
             # The host has a field of its own.

@@ -159,7 +159,7 @@ def site_line(plan: SitePlan) -> str:
         moved += f", about {time} at {rate}/s"
     parts.append(moved)
     if plan.available_s is not None:
-        opens = " once its window opens" if plan.opens_at else ""
+        opens = f" once its window opens ({printable(plan.window or '')})" if plan.opens_at else ""
         late = "" if plan.fits is not False else ": too little"
         parts.append(f"{duration_text(plan.available_s)} to do it{opens}{late}")
     return "; ".join(parts)

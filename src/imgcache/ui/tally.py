@@ -91,7 +91,7 @@ class Tally:
                 self.hosts_done += 1
                 self.hosts_failed += event.failed
             case Waiting():
-                self.waiting = event.what
+                self._wait(event.what)
             case _:
                 pass
 
@@ -100,6 +100,13 @@ class Tally:
         self._images, self._cold_bytes = event.images, event.bytes_per_cold_host
         self._began_at = self._clock()
         self._samples.append((self._began_at, 0))
+
+    def _wait(self, what: str | None) -> None:
+        self.waiting = what
+        if what is None and not self.active:
+            # The wait says nothing about how fast bytes come.
+            self._samples.clear()
+            self._samples.append((self._clock(), self._seen_bytes))
 
     def _progress(self, event: ItemProgress) -> None:
         now = self.active.setdefault(event.host, Activity(event.host))
