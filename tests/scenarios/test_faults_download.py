@@ -134,6 +134,33 @@ def test_a_refused_range_starts_anew_and_all_bytes_are_counted(
     assert rig.final(image).read_bytes() == DATA
 
 
+@pytest.mark.row("N6")
+@pytest.mark.row("N11")
+@pytest.mark.parametrize(
+    ("first", "then", "fetched"),
+    [
+        pytest.param(http.flip_bit(99), http.serve(), 2 * len(DATA), id="wrong-bytes"),
+        pytest.param(
+            http.truncate_after(HALF), http.serve(ranges="ignore"), HALF + len(DATA), id="no-range"
+        ),
+    ],
+)
+def test_a_start_from_zero_at_a_service_that_thinks_before_it_answers(
+    rig: Rig,
+    monkeypatch: pytest.MonkeyPatch,
+    first: http.Behaviour,
+    then: http.Behaviour,
+    fetched: int,
+) -> None:
+    """What the host says meanwhile is nothing that would run backwards afterwards."""
+    monkeypatch.setitem(order_fields.DEFAULT_LIMITS, "stall_s", 10)
+    image = rig.add(DATA, first, http.late(2.5, then))
+    (outcome,) = rig.run()
+    assert outcome.outcome == "cached", outcome.reason
+    assert outcome.bytes_fetched == fetched
+    assert rig.final(image).read_bytes() == DATA
+
+
 NOT_REPEATED = [
     pytest.param(http.status(403), ErrorCode.FORBIDDEN, id="403", marks=pytest.mark.row("N9")),
     pytest.param(http.status(404), ErrorCode.GONE, id="404", marks=pytest.mark.row("N10")),

@@ -166,6 +166,16 @@ def stall_before_head() -> Behaviour:
     return lambda exchange: exchange.hold()
 
 
+def late(seconds: float, then: Behaviour) -> Behaviour:
+    """Take the request, and answer as ``then`` does some time later."""
+
+    def behave(exchange: Exchange) -> None:
+        exchange.server.closing.wait(seconds)
+        then(exchange)
+
+    return behave
+
+
 def drip(bytes_per_s: float) -> Behaviour:
     """Send the body slowly, one byte at a time."""
 

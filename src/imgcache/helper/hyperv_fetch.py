@@ -235,18 +235,7 @@ class Fetch:
 
     def ask(self, retry, sink):
         """Tell that the source has failed; wait for the controller to say whether and where to go on."""
-        self.session.answer(
-            self.order,
-            "retry",
-            code=retry.code,
-            message=retry.message,
-            after_s=retry.after_s,
-            offset=sink.count,
-            bytes_fetched=sink.received,
-        )
-        again = {"op": "data"}
-        while again["op"] != "again":
-            again = self.watch.next_answer(pause=True)
+        again = self.watch.ask(self.order, retry, sink)
         if again.get("source") is not None:
             self.order["source"] = again["source"]
         if again.get("token") is not None:

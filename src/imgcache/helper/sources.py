@@ -146,19 +146,7 @@ class Bringing:
 
     def ask(self, retry):
         """Tell that the present source has failed; wait for the controller to say where to go on."""
-        self.session.answer(
-            self.order,
-            "retry",
-            code=retry.code,
-            message=retry.message,
-            after_s=retry.after_s,
-            offset=self.sink.count,
-            bytes_fetched=self.sink.received,
-            **retry.more,
-        )
-        again = {"op": "data"}
-        while again["op"] != "again":  # what was still on its way from a push that was left
-            again = self.watch.next_answer(pause=True)
+        again = self.watch.ask(self.order, retry, self.sink, **retry.more)
         if again.get("source") is not None:
             self.order["source"] = again["source"]
         if again.get("token") is not None:

@@ -214,16 +214,7 @@ class Carrying:
 
     def ask(self, retry):
         """Tell that the image service has failed; wait for the controller to say whether to go on."""
-        self.session.answer(
-            self.order,
-            "retry",
-            code=retry.code,
-            message=retry.message,
-            after_s=retry.after_s,
-            offset=self.sink.count,
-            bytes_fetched=self.sink.received,
-        )
-        again = self.watch.next_answer(pause=True)
+        again = self.watch.ask(self.order, retry, self.sink)
         if again.get("source") is not None:
             self.order["source"] = again["source"]
         if again.get("token") is not None:

@@ -46,7 +46,7 @@ class Watch:
         self.on_stop = None
         self.give_up_at = None
         self.ended = False
-        self.alive_s = None
+        self.alive_s = self.idle_alive_s = None
         self.heard_at = time.monotonic()
         self.progress = None
         self.paused = False
@@ -108,7 +108,8 @@ class Watch:
     def end(self):
         """The fetch is over; its late answers will be dropped."""
         with self.changed:
-            self.alive_s = self.progress = self.on_stop = None
+            self.alive_s = self.idle_alive_s
+            self.progress = self.on_stop = None
             self.answers.clear()
             self.waiting_bytes = 0
             self.stopped.discard(self.fetch_id)
@@ -116,6 +117,12 @@ class Watch:
             self.rates.pop(self.fetch_id, None)
             self.fetch_id = -1 - abs(self.fetch_id)
             self.changed.notify_all()
+
+    def expect_controller(self, alive_s):
+        """From now on the controller must be heard, also between fetches."""
+        with self.changed:
+            self.heard_at = time.monotonic()
+            self.alive_s = self.idle_alive_s = alive_s
 
     def check(self):
         """Raise ``Failure`` ``interrupted`` when ``stop`` has come."""
@@ -154,8 +161,28 @@ class Watch:
         with self.changed:
             self.on_stop = self.give_up_at = None
 
+    def ask(self, order, retry, sink, **more):
+        """Tell that the present source has failed; return what the controller says then.
+
+        Between both no progress is told: whoever was about to has done so before. From then on it is what
+        the sink has, which may have begun anew.
+
+        Raises:
+            Failure: ``interrupted``.
+        """
+        with self._sending:
+            self.paused = True
+        about = dict(more, code=retry.code, message=retry.message, after_s=retry.after_s)
+        about.update(offset=sink.count, bytes_fetched=sink.received)
+        self.session.answer(order, "retry", **about)
+        self.tell("download", sink.count, sink.size)
+        again = {"op": "data"}
+        while again["op"] != "again":  # what was still on its way from a push that was left
+            again = self.next_answer(pause=True)
+        return again
+
     def next_answer(self, pause=False):
-        """Wait for the next ``again`` or ``data``; ``pause``: no progress meanwhile.
+        """Wait for the next ``again`` or ``data``; ``pause``: no progress before an ``again``.
 
         Raises:
             Failure: ``interrupted``.
@@ -168,32 +195,28 @@ class Watch:
                 check()
                 self.changed.wait()
             check()
-            self.paused = False
             answer = self.answers.popleft()
+            self.paused = pause and answer["op"] != "again"
             self.waiting_bytes -= len(answer.get("raw", b""))
             self.changed.notify_all()
             return answer
 
     def tell(self, phase, done, total):
         """Note how far the fetch is."""
-        self.progress = (phase, done, total)
+        progress = {"phase": phase, "done": done, "total": max(done, total)}
+        self.progress = dict(progress, id=self.fetch_id, event="progress")
 
     def announce(self, phase, done, total):
         """Tell how far the fetch is at once: others may wait for the news."""
-        self.progress = (phase, done, total)
-        self._send_progress(self.progress)
+        self.tell(phase, done, total)
+        self._send_progress()
 
-    def _send_progress(self, progress):
-        phase, done, total = progress
-        self.send(
-            {
-                "id": self.fetch_id,
-                "event": "progress",
-                "phase": phase,
-                "done": done,
-                "total": max(done, total),
-            }
-        )
+    def _send_progress(self):
+        """Say how far the fetch is. What, and whether, is decided when nobody else can send before it."""
+        with self._sending:
+            progress = self.progress
+            if progress is not None and not self.paused:
+                core.Session.send(self.session, progress)
 
     # ---- the threads
 
@@ -251,16 +274,19 @@ class Watch:
     def _pulse(self):
         while True:
             time.sleep(_PULSE_S)
-            alive_s, progress = self.alive_s, self.progress
-            if alive_s is not None and time.monotonic() - self.heard_at > alive_s:
-                self.session.leave(0)
-            if self.give_up_at is not None and time.monotonic() > self.give_up_at:
-                self.give_up_at = None
-                with self.changed:
-                    if self.on_stop:
-                        self.on_stop()
-            if progress is not None and not self.paused and alive_s is not None:
-                self._send_progress(progress)
+            self._beat()
+
+    def _beat(self):
+        alive_s = self.alive_s
+        if alive_s is not None and time.monotonic() - self.heard_at > alive_s:
+            self.session.leave(0)
+        if self.give_up_at is not None and time.monotonic() > self.give_up_at:
+            self.give_up_at = None
+            with self.changed:
+                if self.on_stop:
+                    self.on_stop()
+        if alive_s is not None:
+            self._send_progress()
 
     def clean_up(self):
         """Kill children and remove staging files; callable from every thread, also twice."""

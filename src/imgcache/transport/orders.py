@@ -65,7 +65,7 @@ class OrderError(HostError):
 class Order:
     """One order given to the helper, and the events that came for it."""
 
-    __slots__ = ("_inbox", "_progress", "_waiting", "done", "id", "op")
+    __slots__ = ("_inbox", "_may_begin_anew", "_progress", "_waiting", "done", "id", "op")
 
     def __init__(self, order_id: int, op: str) -> None:
         self.id = order_id
@@ -75,6 +75,7 @@ class Order:
         self._inbox: deque[Message | OrderError] = deque()
         self._progress: dict[str, int] = {}
         self._waiting = False
+        self._may_begin_anew = False
 
     def __repr__(self) -> str:
         return f"<order {self.id} {self.op}>"
@@ -92,6 +93,7 @@ class Order:
         """Note that the helper was told to go on, so progress may begin anew."""
         self._progress.clear()
         self._waiting = False
+        self._may_begin_anew = True
 
     def accept(self, fields: Fields) -> None:
         """Take one event for this order, checked against what may come now.
@@ -124,6 +126,9 @@ class Order:
         done, total = fields.get_int("done"), fields.get_int("total")
         # Orders about many entries look for users more than once.
         backwards = done < self._progress.get(phase, 0) and self.op not in ROWS
+        if backwards and phase == "download" and self._may_begin_anew:
+            # Told to go on, it said where it was, until the source turned out to begin from zero only.
+            backwards = self._may_begin_anew = False
         if done > total or backwards:
             message = (
                 f"the host reports impossible progress: {done} of {total} bytes in phase {phase}"
