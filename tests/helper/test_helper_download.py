@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from helper.controller import Controller, Frame, base_name, from_service, image_of
+from helper.controller import Controller, Frame, base_name, from_service, image_of, pythons
 from servers import misbehaving_http as http
 
 if TYPE_CHECKING:
@@ -269,6 +269,31 @@ def test_redirects_are_not_followed(item: Item, code: int) -> None:
         assert f"127.0.0.1:{other.port}" in error["message"]
         assert "\x1b" not in error["message"]
         assert other.requests == []
+
+
+@pytest.mark.row("N15")
+@pytest.mark.parametrize("python", [pythons()[0], pythons()[-1]])
+@pytest.mark.parametrize("target", ["http://[", "//[::1", "http://a:b:c", "\x00"])
+def test_a_redirect_that_points_nowhere_is_one_too(
+    instances: Path, server: http.HttpServer, python: str, target: str
+) -> None:
+    with Controller(python) as helper:
+        helper.open(instances)
+        url = server.route("/i", DATA, http.status(302, location=target))
+        assert helper.error(helper.fetch(IMAGE, from_service(url)))["code"] == "redirect"
+
+
+@pytest.mark.row("N13")
+@pytest.mark.parametrize("python", [pythons()[0], pythons()[-1]])
+def test_a_date_that_is_none_breaks_nothing(
+    instances: Path, server: http.HttpServer, python: str
+) -> None:
+    with Controller(python) as helper:
+        helper.open(instances)
+        answer = http.status(503, retry_after="Mon, 16 Nov 2009 1.2.3.4 +0100")
+        fetch = helper.fetch(IMAGE, from_service(server.route("/i", DATA, answer)))
+        assert helper.event(fetch, "retry")["after_s"] is None
+        helper.tell("stop", fetch)
 
 
 @pytest.mark.row("N17")

@@ -220,6 +220,7 @@ PEER_FAULTS = [
     ),
     *(pytest.param(http.status(code), "download", id=str(code)) for code in (429, 500, 503)),
     pytest.param(http.status(302, location="http://127.0.0.1:1/"), "peer", id="redirect"),
+    pytest.param(http.status(302, location="http://["), "peer", id="redirect to nowhere"),
     pytest.param(encoded, "peer", id="encoded"),
     pytest.param(http.serve("chunked"), "peer", id="chunked"),
     pytest.param(http.serve("close"), "peer", id="no length"),

@@ -218,11 +218,10 @@ class Download:
                 "gone", said + ": the image is gone, or not visible with this token", **fields
             )
         if 300 <= status < 400:
-            target = urlsplit(response.getheader("Location") or "")
-            shown = ascii("%s://%s" % (target.scheme, target.netloc.rpartition("@")[2]))[:200]
+            target = _place_of(response.getheader("Location") or "")
             raise self._refusal(
                 "redirect",
-                "%s and points to %s; redirects are not followed" % (said, shown),
+                "%s and points to %s; redirects are not followed" % (said, target),
                 **fields,
             )
         if status in _BUSY_STATUSES or status >= 500:
@@ -269,6 +268,15 @@ def parse_url(text):
     return url
 
 
+def _place_of(text):
+    """Return scheme and host of a URL that anybody may have written, fit to be shown."""
+    try:
+        url = urlsplit(text)
+    except ValueError:
+        return "no place that could be read"
+    return ascii("%s://%s" % (url.scheme, url.netloc.rpartition("@")[2]))[:200]
+
+
 def _serves_range(response, offset, size):
     if response.status != 206:
         return False
@@ -290,7 +298,7 @@ def _retry_after(text):
 
         try:
             seconds = mktime_tz(parsedate_tz(text)) - time.time()
-        except (TypeError, ValueError, OverflowError):
+        except (TypeError, ValueError, OverflowError, UnboundLocalError):  # the last: Python 3.6
             return None
     return None if math.isnan(seconds) else max(-1e9, min(1e9, seconds))
 
