@@ -143,6 +143,30 @@ def test_without_locks_the_link_decides(shim: Path, instances: Path, number: int
     assert assert_whole_or_absent(instances)
 
 
+@pytest.mark.row("H18")
+@pytest.mark.row("H15")
+def test_without_locks_nobody_removes_what_another_may_be_writing(
+    shim: Path, instances: Path
+) -> None:
+    with Controller() as first:
+        first.open(instances)
+        number = first.fetch(IMAGE, PUSH)
+        first.event(number, "ready")
+        (live,) = os.listdir(instances / "_base/.imgcache")
+        # The second lock that it wants is that on the other's file.
+        env = {"LD_PRELOAD": str(shim), "FAULT": f"lock:2:{errno.ENOLCK}"}
+        with Controller(env=env) as second:
+            second.open(instances)
+            other = second.fetch(IMAGE, PUSH)
+            second.event(other, "ready")
+            assert live in os.listdir(instances / "_base/.imgcache")
+            second.push(other, DATA)
+            assert second.result(other)["state"] == "cached"
+        first.push(number, DATA)
+        assert first.result(number)["state"] == "existing"
+    assert assert_whole_or_absent(instances)
+
+
 @pytest.mark.row("H24")
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK])
 def test_without_hard_links_a_rename_that_overwrites_nothing(

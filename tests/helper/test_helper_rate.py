@@ -1,5 +1,7 @@
 """What a fetch may take from its source in a second, and what it must not be blamed for then."""
 
+# mypy: allow-untyped-calls
+
 from __future__ import annotations
 
 import os
@@ -11,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from helper.controller import Controller, from_peer, from_service, image_of, pythons
+from imgcache.helper.body import LeastRate
+from imgcache.helper.download import Retry
 from servers import misbehaving_http as http
 
 if TYPE_CHECKING:
@@ -168,3 +172,28 @@ def test_a_source_far_below_the_limit_is_one(
     source = from_service(server.route("/i", DATA, http.drip(50)))
     limits: dict[str, Any] = {"min_rate": 65536, "min_rate_window_s": 1, "rate": 1 << 20}
     assert helper.event(helper.fetch(IMAGE, source, **limits), "retry")["code"] == "stall"
+
+
+@pytest.mark.row("N3")
+def test_a_rate_that_changes_all_the_time_hides_no_source_that_drips() -> None:
+    """Downloads of a site come and go, and with each the parts of the others change."""
+    least = LeastRate({"min_rate_window_s": 0.4, "min_rate": 1000})
+
+    def drip() -> int:
+        time.sleep(0.02)
+        return 1
+
+    with pytest.raises(Retry):  # noqa: PT012 - some time, not at the first
+        for number in range(100):
+            least.timed(50_000 + number % 2 * 10_000, drip)
+
+
+def test_who_was_held_back_a_moment_ago_is_not_blamed() -> None:
+    least = LeastRate({"min_rate_window_s": 0.4, "min_rate": 1000})
+
+    def drip() -> int:
+        time.sleep(0.02)
+        return 1
+
+    for number in range(40):
+        least.timed(4 if number % 10 == 0 else None, drip)

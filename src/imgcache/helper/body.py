@@ -186,33 +186,34 @@ class LeastRate:
     def __init__(self, limits):
         self.window_s = limits["min_rate_window_s"]
         self.min_rate = limits["min_rate"]
-        self.limit = None
         self.forget()
 
     def forget(self):
         """Begin a new window."""
         self.waited_s, self.bytes = 0.0, 0
-        self.marks = [(0.0, 0)]
+        #: Time waited and bytes so far, and the least that was to come since the mark before.
+        self.marks = [(0.0, 0, self.min_rate)]
+        self.least = self.min_rate
 
     def timed(self, limit, read, *args):
         """Call ``read`` and account for it; raise ``Retry`` when too little came within the window.
 
-        ``limit``: our own rate. Who may take little cannot ask for much.
+        ``limit``: our own rate. Who may take little cannot ask for much, nor who might a moment ago.
         """
-        if limit != self.limit:
-            self.limit = limit
-            self.forget()
+        if limit is not None:
+            self.least = min(self.least, limit / 4)
         before = time.monotonic()
         got = read(*args)
         self.waited_s += time.monotonic() - before
         self.bytes += got
         if self.waited_s - self.marks[-1][0] >= self.window_s / 16:
-            self.marks.append((self.waited_s, self.bytes))
+            self.marks.append((self.waited_s, self.bytes, self.least))
+            self.least = self.min_rate
             while self.waited_s - self.marks[1][0] >= self.window_s:
                 self.marks.pop(0)
-            since, count = self.marks[0]
+            since, count, _ = self.marks[0]
             waited_s, came = self.waited_s - since, self.bytes - count
-            least = self.min_rate if limit is None else min(self.min_rate, limit / 4)
+            least = min(mark[2] for mark in self.marks)
             if waited_s >= self.window_s and came < least * self.window_s:
                 raise Retry("stall", "only %d bytes in %g s" % (came, waited_s))
         return got

@@ -124,11 +124,11 @@ def sweep(staging, image):
         try:
             longer = os.fstat(fd).st_size > size and _is_of(cache, name, image)
             locked = lock_first_byte(fd, unknown=None)
-            if locked is False:
+            if locked is None:
+                continue  # whether its run lives cannot be told: clean goes by its age
+            if not locked:
                 stay.append(name)
-            elif (
-                locked and longer and _may_continue(os.fstat(fd), image) and _is_at(cache, name, fd)
-            ):
+            elif longer and _may_continue(os.fstat(fd), image) and _is_at(cache, name, fd):
                 stay.append(name)  # another run let go of it just now
             else:
                 _unlink(cache, name + JOURNAL)
