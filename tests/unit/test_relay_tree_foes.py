@@ -30,6 +30,23 @@ def test_a_second_liar_is_named_too() -> None:
     assert tree.site.bad == {"one", "other"}
 
 
+@pytest.mark.row("N20")
+@pytest.mark.row("T5")
+def test_a_liar_that_never_comes_to_its_end_is_not_asked_again_before_others() -> None:
+    tree, _ = _tree()
+    tree.site.seeds, tree.site.proven = 2, True
+    other, liar, victim = (tree.join(name) for name in ("other", "liar", "victim"))
+    for seed in (other, liar):
+        assert tree.place(seed).parent is None
+        tree.progress(seed, "download", SIZE - 1)
+    assert tree.place(victim).parent is liar
+    tree.progress(victim, "download", SIZE)
+    tree.note_wrong(victim)
+    assert tree.suspects(victim) == (set(), {liar})
+    assert tree.wrong_bytes(victim) is None
+    assert tree.place(victim).parent is other
+
+
 @pytest.mark.row("N21")
 def test_a_first_reader_that_gets_nowhere_does_not_keep_the_whole_site_waiting() -> None:
     tree, now = _tree()

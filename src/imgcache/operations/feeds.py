@@ -47,7 +47,8 @@ class Wishes:
 
     async def next(self) -> Wish:
         """Wait for the next wish."""
-        await self._news.wait()
+        while not (self._switch or self._has_rate):  # it may be forgotten before anybody wakes
+            await self._news.wait()
         if self._switch:
             self._switch = False
             wish = Wish(switch=True)

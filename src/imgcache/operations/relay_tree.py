@@ -203,6 +203,7 @@ class Tree:
         told, undecided = self.suspects(node)
         blamed = next(iter(told)) if len(told) == 1 and not undecided else None
         node.avoid |= {parent for parent, _ in node.fed_by if parent.verified}
+        node.breaks.update({parent for parent, _ in node.fed_by})  # the others are tried last
         self._leave_parent(node)  # first: none of the bytes to come will be from there
         self._begin_anew(node)
         node.mixed = False
