@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from imgcache.drivers import transfer
+from imgcache.drivers import order_fields, transfer
 from imgcache.events import ItemEnded
 from imgcache.model import Site
+from imgcache.transport import conversation
 from scenarios.relay_rig import RelayRig
 from servers import misbehaving_http as http
 
@@ -132,6 +133,20 @@ def test_a_host_added_later_is_filled_from_a_neighbour(rig: RelayRig) -> None:
     (outcome,) = rig.relay(new, policy="auto", neighbours=[old])
     assert (outcome.outcome, outcome.source) == ("cached", "relay"), outcome
     rig.assert_cached(image, DATA, 1, 2)
+    assert rig.bytes_served(image) == len(DATA)
+
+
+def test_a_neighbour_hears_from_here_as_long_as_it_is_read(
+    rig: RelayRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fetches nothing, and would leave when it heard nothing."""
+    monkeypatch.setitem(order_fields.DEFAULT_LIMITS, "alive_s", 1.5)
+    monkeypatch.setattr(conversation, "PING_INTERVAL_S", 0.3)
+    image = rig.add(DATA)
+    old = rig.host(1)
+    rig.relay(old)
+    (outcome,) = rig.relay(rig.host(2), neighbours=[old], rate_limit=SLOW)
+    assert (outcome.outcome, outcome.source) == ("cached", "relay"), outcome
     assert rig.bytes_served(image) == len(DATA)
 
 

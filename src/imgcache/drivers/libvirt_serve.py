@@ -27,7 +27,9 @@ async def serving(
 ) -> AsyncIterator[int | None]:
     """See ``Driver.serving``."""
     async with context.converse(SERVE_MODULES) as talk:
-        yield await _serve(context, talk, image, listener, offer)
+        port = await _serve(context, talk, image, listener, offer)
+        talk.stay_alive()
+        yield port
 
 
 async def _serve(

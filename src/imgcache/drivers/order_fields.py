@@ -52,4 +52,5 @@ def listener_fields(listener: Listener) -> dict[str, object]:
         "cert_pem": listener.cert_pem,
         "key_pem": listener.key_pem.reveal() if listener.key_pem else None,
         "max_readers": listener.max_readers,
+        "alive_s": DEFAULT_LIMITS["alive_s"],
     }

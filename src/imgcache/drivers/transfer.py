@@ -193,6 +193,7 @@ class Transfer:
         except OrderError as error:
             self.feed.cannot_listen(error)
         else:
+            self.talk.stay_alive()
             self.feed.listening(answer.fields.get_int("port", low=1, high=65535))
 
     def _take(self, ticket: Ticket) -> None:

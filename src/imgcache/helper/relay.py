@@ -129,6 +129,8 @@ def order_relay(session, order):
     listener = _listen(order["address"], order["ports"])
     relay = Relay(listener, context, order["max_readers"], order.get("times") or {})
     session.relay = relay
+    if order.get("alive_s") is not None:
+        watch.expect_controller(order["alive_s"])
     threading.Thread(target=watch._guarded, args=(relay.run,), daemon=True).start()
     return {"port": listener.getsockname()[1]}
 

@@ -70,7 +70,7 @@ async def start_conversation(
 
 
 class Conversation:
-    """See the module. Used by one task; ``keep_alive``, ``switch`` and ``limit_rate`` may write beside it."""
+    """See the module. Used by one task; pings, ``switch`` and ``limit_rate`` may write beside it."""
 
     def __init__(
         self,
@@ -94,6 +94,7 @@ class Conversation:
         self._ended = False
         self._written_at = 0.0
         self._loaded: set[str] = set()
+        self._pinging: asyncio.Task[None] | None = None
         self.order("start", protocol=launch.PROTOCOL, marker=self._marker)
         self.load(modules)
 
@@ -259,11 +260,19 @@ class Conversation:
             with suppress(asyncio.CancelledError):
                 await pinger
 
+    def stay_alive(self) -> None:
+        """As ``keep_alive``, from now on until the conversation ends."""
+        if self._pinging is None:
+            self._pinging = asyncio.create_task(self._ping())
+
     async def end(self) -> None:
         """Say good-bye and wait for the helper's end, a few seconds at most; never raises."""
         if self._ended:
             return
         self._ended = True
+        if self._pinging is not None:
+            self._pinging.cancel()
+            await asyncio.wait((self._pinging,))
         if self._failure or self._hello is None:
             return
         with suppress(HostError, TimeoutError):

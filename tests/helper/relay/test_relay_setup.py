@@ -234,3 +234,26 @@ def test_a_silent_relay_costs_little(helper: Controller, instances: Path) -> Non
         before = used_s()
         assert not reader.has_more(2.0)
         assert used_s() - before < 0.5
+
+
+# ---- a controller that is gone
+
+
+@pytest.mark.row("H20")
+@pytest.mark.row("T4")
+def test_a_controller_that_falls_silent_leaves_nobody_listening(instances: Path) -> None:
+    """Also between fetches, and when the connection does not break: its machine has lost its power."""
+    with Controller(ping=False) as helper:
+        helper.result(helper.open(instances))
+        port = listen(helper, address="127.0.0.1", alive_s=1.5)["port"]
+        socket.create_connection(("127.0.0.1", port)).close()
+        assert helper.process.wait(10) == 0
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port))
+
+
+def test_a_controller_that_is_heard_is_waited_for(helper: Controller, instances: Path) -> None:
+    helper.result(helper.open(instances))
+    listen(helper, address="127.0.0.1", alive_s=3.0)
+    with pytest.raises(subprocess.TimeoutExpired):
+        helper.process.wait(5)
