@@ -12,7 +12,7 @@ import os
 import time
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
@@ -87,6 +87,9 @@ class Stock:
         self, context: HostContext, image: Image, given_up: set[SourceKind], *, relays: bool
     ) -> Feed:
         return DirectFeed(Outside(context, image, given_up, None, None))
+
+    def relays(self, context: HostContext) -> bool:
+        return False
 
     def present(self, context: HostContext, image: Image) -> None:
         assert context.host.name
@@ -247,26 +250,26 @@ class CutOff:
 class DriverSuite(UnsupportedSuite):
     """See the module."""
 
+    source: ClassVar[SourceKind] = SourceKind.PUSH
+    """Where its hosts get the bytes from, in these tests."""
+    connections: ClassVar[int] = 1
+    """How often it connects to a host for all images of a run."""
+
     def test_each_image_is_cached_in_order_and_reported_once(self, bench: Bench) -> None:
         images = [bench.stock.add(os.urandom(size)) for size in (700_000, 1, 300_000)]
         told = bench.precache(*images)
         names = [image.name for image in images]
         assert told.outcomes == dict.fromkeys(names, ("cached", None))
         assert [name for call, name in told.calls if call == "report"] == names
-        for image in images:
-            assert bench.cached(image) == bench.stock.data[image.id]
-            assert told.details[image.name]["bytes_fetched"] == image.size_bytes
-            assert told.details[image.name]["source"] is SourceKind.PUSH
-
-    def test_an_image_is_begun_before_it_is_reported(self, bench: Bench) -> None:
-        images = [bench.stock.add(os.urandom(1000)) for _ in range(3)]
-        told = bench.precache(*images)
+        assert told.connections == self.connections
         for image in images:
             begun = told.calls.index(("begin", image.name))
             assert begun < told.calls.index(("report", image.name))
-
-    def test_one_connection_serves_all_images(self, bench: Bench) -> None:
-        assert bench.precache(*[bench.stock.add(os.urandom(99)) for _ in range(5)]).connections == 1
+            assert bench.cached(image) == bench.stock.data[image.id]
+            details = told.details[image.name]
+            assert details["bytes_fetched"] == image.size_bytes
+            assert details["source"] is self.source
+            assert details["reason"] is None
 
     def test_the_second_time_all_is_existing_and_renewed(self, bench: Bench) -> None:
         image = bench.stock.add(os.urandom(5000))

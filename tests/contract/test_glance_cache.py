@@ -16,6 +16,7 @@ from imgcache.drivers.base import UnsupportedError
 from imgcache.drivers.capabilities import why_not
 from imgcache.drivers.glance_cache import GlanceCacheDriver
 from imgcache.errors import ErrorCode, HostError
+from imgcache.images import client
 from imgcache.model import EntryKind
 from imgcache.plan import CheckState, SourceKind
 from servers.openstack import MEMBER
@@ -46,6 +47,8 @@ class _Suite(DriverSuite, LifeSuite):
     """The shared suite; what is about bytes that come from us is about the node's own fetch here."""
 
     cannot = frozenset({"verify", "prove", "pin", "renew"})
+    source = SourceKind.SERVICE
+    connections = 0  # no helper, no SSH
     which: str
 
     @pytest.fixture
@@ -55,22 +58,6 @@ class _Suite(DriverSuite, LifeSuite):
         node: GlanceNode = getattr(glance_nodes, self.which)
         node.call("DELETE", "/v2/cache").raise_for_status()
         return node_bench(service, cloud, node)
-
-    def test_each_image_is_cached_in_order_and_reported_once(self, bench: Bench) -> None:
-        images = [bench.stock.add(os.urandom(size)) for size in (700_000, 1, 300_000)]
-        told = bench.precache(*images)
-        names = [image.name for image in images]
-        assert told.outcomes == dict.fromkeys(names, ("cached", None))
-        assert [name for call, name in told.calls if call == "report"] == names
-        for image in images:
-            assert bench.cached(image) == bench.stock.data[image.id]
-            assert told.details[image.name]["bytes_fetched"] == image.size_bytes
-            assert told.details[image.name]["source"] is SourceKind.SERVICE
-            assert told.details[image.name]["reason"] is None
-
-    def test_one_connection_serves_all_images(self, bench: Bench) -> None:
-        """No helper, no SSH."""
-        assert bench.precache(bench.stock.add(os.urandom(99))).connections == 0
 
     def test_the_second_time_all_is_existing_and_renewed(self, bench: Bench) -> None:
         """Glance renews by downloads only."""
@@ -229,7 +216,10 @@ def test_a_node_without_a_cache_is_unsupported(
         )
 
 
-def test_a_node_that_is_down_is_unreachable(bench: NodeBench) -> None:
+def test_a_node_that_is_down_is_unreachable(
+    bench: NodeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "_FIRST_DELAY_S", 0.01)
     settings = replace(bench.host.settings, endpoint="http://127.0.0.1:1")
     bench.host = replace(bench.host, settings=settings)
     ((check, state, detail),) = bench.check()

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
@@ -85,8 +86,9 @@ class UnsupportedSuite:
             pytest.skip("it can serve every command")
         site = tmp_path / "unsupported-site"
         write_site(site, bench.driver.name)
-        for command in refused:
-            document, stderr = run(site, command, bench.python_path)
+        with ThreadPoolExecutor(2) as pool:
+            runs = pool.map(lambda command: run(site, command, bench.python_path), refused)
+        for command, (document, stderr) in zip(refused, runs, strict=True):
             rows = document.get("outcomes") or document.get("failures") or document["checks"]
             (row,) = rows
             reason = why_not(bench.driver, command)

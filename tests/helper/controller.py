@@ -87,6 +87,7 @@ class Controller:
         self._done = threading.Event()
         self._ready = threading.Condition()
         self._ready_ids: set[int] = set()
+        self._ended_ids: set[int] = set()
         self._threads = [
             threading.Thread(target=self._read),
             threading.Thread(target=self._read_errors),
@@ -175,7 +176,9 @@ class Controller:
 
         def wait() -> None:
             with self._ready:
-                self._ready.wait_for(lambda: self._done.is_set() or number in self._ready_ids, 30)
+                self._ready.wait_for(
+                    lambda: self._done.is_set() or number in self._ready_ids | self._ended_ids, 30
+                )
             if number in self._ready_ids:
                 self.push(number, data)
 
@@ -239,9 +242,10 @@ class Controller:
             assert len(line) <= 65536
             frame = json.loads(line)
             self.frames.append(frame)
-            if frame["event"] == "ready":
+            if frame["event"] in {"ready", "result", "error"}:
+                known = self._ready_ids if frame["event"] == "ready" else self._ended_ids
                 with self._ready:
-                    self._ready_ids.add(frame["id"])
+                    known.add(frame["id"])
                     self._ready.notify_all()
             self.received.put(frame)
         self.received.put(None)

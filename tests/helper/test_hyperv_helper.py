@@ -83,7 +83,7 @@ def test_a_pushed_image_is_where_nova_looks_for_it(hyperv_host: WindowsHost, pyt
 
 
 def test_the_hello_tells_a_windows_python(hyperv_host: WindowsHost) -> None:
-    helper = hyperv_host.start()
+    helper = hyperv_host.helper()
     (hello,) = [frame for frame in helper.frames if frame.get("id") == helper.start_id]
     assert hello["platform"] == "win32"
     assert hello["user"]
@@ -103,7 +103,7 @@ REFUSED = {
 
 
 def test_what_hyper_v_must_not_get_is_refused(hyperv_host: WindowsHost) -> None:
-    helper = hyperv_host.start()
+    helper = hyperv_host.helper()
     for case, (data, disk_format, code) in REFUSED.items():
         answer = fetch(helper, data, image_of(data, disk_format))
         assert (answer["event"], answer.get("code")) == ("error", code), case
@@ -111,7 +111,7 @@ def test_what_hyper_v_must_not_get_is_refused(hyperv_host: WindowsHost) -> None:
 
 
 def test_wrong_bytes_are_refused(hyperv_host: WindowsHost) -> None:
-    helper = hyperv_host.start()
+    helper = hyperv_host.helper()
     assert fetch(helper, b"x" + DATA[1:])["code"] == "digest"
     assert fetch(helper, DATA[:-1])["code"] == "source"
     assert fetch(helper, DATA + b"x")["code"] == "size"
@@ -129,14 +129,14 @@ def test_a_vhdx_declared_as_vhd_is_named_by_its_bytes(
     subprocess.run(command, check=True)
     vhdx = (tmp_path / "disk.vhdx").read_bytes()
     image = image_of(vhdx, "vhd")
-    assert fetch(hyperv_host.start(), vhdx, image)["stored_format"] == "vhdx"
+    assert fetch(hyperv_host.helper(), vhdx, image)["stored_format"] == "vhdx"
     assert hyperv_host.names() == [f"{image['id']}.vhdx"]
 
 
 def test_a_download_goes_on_where_it_broke(hyperv_host: WindowsHost) -> None:
     with HttpServer() as server:
         url = server.route("/file", DATA, reset_after(400_000), serve())
-        helper = hyperv_host.start()
+        helper = hyperv_host.helper()
         number = order_fetch(helper, source=from_service(url))
         retry = helper.event(number, "retry")
         assert retry["offset"] == 400_000
@@ -150,7 +150,7 @@ def test_a_download_goes_on_where_it_broke(hyperv_host: WindowsHost) -> None:
 
 def test_wrong_bytes_are_fetched_once_more(hyperv_host: WindowsHost) -> None:
     with HttpServer() as server:
-        helper = hyperv_host.start()
+        helper = hyperv_host.helper()
         number = order_fetch(helper, source=from_service(server.route("/f", DATA, flip_bit(9))))
         retry = helper.event(number, "retry")
         assert (retry["code"], retry["offset"]) == ("digest", 0)
@@ -161,7 +161,7 @@ def test_wrong_bytes_are_fetched_once_more(hyperv_host: WindowsHost) -> None:
 
 def test_a_push_takes_over_where_a_download_ended(hyperv_host: WindowsHost) -> None:
     with HttpServer() as server:
-        helper = hyperv_host.start()
+        helper = hyperv_host.helper()
         url = server.route("/file", DATA, reset_after(300_000))
         number = order_fetch(helper, source=from_service(url))
         assert helper.event(number, "retry")["offset"] == 300_000
@@ -185,7 +185,7 @@ def test_the_controllers_end_leaves_nothing(hyperv_host: WindowsHost, python: st
 
 
 def test_a_stopped_fetch_leaves_nothing(hyperv_host: WindowsHost) -> None:
-    helper = hyperv_host.start()
+    helper = hyperv_host.helper()
     number = order_fetch(helper)
     helper.event(number, "ready")
     helper.tell("data", number, DATA[:1000], size=1000)
@@ -199,7 +199,7 @@ def test_a_killed_run_is_cleaned_up_by_the_next(hyperv_host: WindowsHost) -> Non
     number = order_fetch(killed)
     killed.event(number, "ready")
     (part,) = hyperv_host.names()
-    other = hyperv_host.start()
+    other = hyperv_host.helper()
     (row,) = rows_of(other, other.order("hyperv_clean", stall_age_s=0, dry=False))
     assert (row["name"], row["state"], row["code"]) == (part, "kept", "busy")
     killed.process.kill()
@@ -215,7 +215,7 @@ def test_a_killed_run_is_cleaned_up_by_the_next(hyperv_host: WindowsHost) -> Non
 
 
 def test_of_two_runs_at_once_one_fetches(hyperv_host: WindowsHost) -> None:
-    first, second = hyperv_host.start(), hyperv_host.start(OTHER)
+    first, second = hyperv_host.start(), hyperv_host.helper(OTHER)
     fetching = order_fetch(first)
     first.event(fetching, "ready")
     waiting = order_fetch(second, lock_wait_s=30)
@@ -228,13 +228,13 @@ def test_of_two_runs_at_once_one_fetches(hyperv_host: WindowsHost) -> None:
 
 
 def test_a_run_that_waits_too_long_says_busy(hyperv_host: WindowsHost) -> None:
-    first, second = hyperv_host.start(), hyperv_host.start()
+    first, second = hyperv_host.start(), hyperv_host.helper()
     first.event(order_fetch(first), "ready")
     assert fetch(second, lock_wait_s=0.1)["code"] == "busy"
 
 
 def test_novas_lock_is_honoured(hyperv_host: WindowsHost) -> None:
-    helper = hyperv_host.start()
+    helper = hyperv_host.helper()
     hyperv_host.base.mkdir()
     lock = windows_path(hyperv_host.base / f"nova-{IMAGE['id']}-cache.lock")
     code = f"import msvcrt\nheld = open({lock!r}, 'a')\nmsvcrt.locking(held.fileno(), msvcrt.LK_NBLCK, 1)"
@@ -246,7 +246,7 @@ def test_novas_lock_is_honoured(hyperv_host: WindowsHost) -> None:
 
 
 def test_an_image_of_nova_that_appears_meanwhile_is_left_alone(hyperv_host: WindowsHost) -> None:
-    helper = hyperv_host.start()
+    helper = hyperv_host.helper()
     number = order_fetch(helper)
     helper.event(number, "ready")
     final = hyperv_host.base / f"{IMAGE['id']}.vhdx"
@@ -259,7 +259,7 @@ def test_an_image_of_nova_that_appears_meanwhile_is_left_alone(hyperv_host: Wind
 
 
 def test_a_file_of_another_size_is_damaged(hyperv_host: WindowsHost) -> None:
-    helper = hyperv_host.start()
+    helper = hyperv_host.helper()
     hyperv_host.base.mkdir()
     (hyperv_host.base / f"{IMAGE['id']}.vhd").write_bytes(b"cut off")
     order = helper.order("hyperv_touch", image_id=IMAGE["id"], size=len(DATA), dry=False)
@@ -267,7 +267,7 @@ def test_a_file_of_another_size_is_damaged(hyperv_host: WindowsHost) -> None:
 
 
 def test_names_are_only_made_of_ids(hyperv_host: WindowsHost) -> None:
-    helper = hyperv_host.start()
+    helper = hyperv_host.helper()
     for name in ("..\\x", "a" * 36, "C:", "", IMAGE["id"].upper() + "/", IMAGE["id"] + ".vhd"):
         order = helper.order("hyperv_touch", image_id=name, size=1, dry=False)
         assert helper.error(order)["code"] == "protocol", name
@@ -282,7 +282,7 @@ def opened(helper: Controller, nova_conf: str | None) -> Any:
 def test_the_hosts_nova_conf_says_where_the_cache_is(
     hyperv_host: WindowsHost, tmp_path: Path
 ) -> None:
-    helper = hyperv_host.start()
+    helper = hyperv_host.helper()
     elsewhere = tmp_path / "state" / "instances"
     elsewhere.mkdir(parents=True)
     path = tmp_path / "nova.conf"
@@ -304,7 +304,7 @@ def test_the_image_service_is_trusted_by_the_certificates_given(
     hyperv_host: WindowsHost, tmp_path: Path
 ) -> None:
     authority = Authority()
-    helper = hyperv_host.start(OTHER)  # from 3.13 on Python wants more of a CA than this one has
+    helper = hyperv_host.helper(OTHER)  # from 3.13 on Python wants more of a CA than this one has
     with HttpServer(authority.server(tmp_path)) as server:
         url = server.route("/file", DATA)
         refused = order_fetch(helper, source=from_service(url))

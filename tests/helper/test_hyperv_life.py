@@ -60,7 +60,7 @@ def disk_of(host: WindowsHost, parent: Path, name: str = "vm1/root.vhd") -> Path
 
 
 def test_a_listing_tells_all_there_is(hyperv_host: WindowsHost) -> None:
-    helper = hyperv_host.start()
+    helper = hyperv_host.helper()
     final = aged_final(hyperv_host, helper)
     other = "0" * 8 + IMAGE_ID[8:]
     for name in (f"{IMAGE_ID}_20.vhd", f"{IMAGE_ID}.vhdx", other, "notes.txt", "x.vhd"):
@@ -87,7 +87,7 @@ def test_a_listing_tells_all_there_is(hyperv_host: WindowsHost) -> None:
 
 
 def test_an_unused_old_image_is_removed_with_its_manifest(hyperv_host: WindowsHost) -> None:
-    helper = hyperv_host.start()
+    helper = hyperv_host.helper()
     final = aged_final(hyperv_host, helper)
     disk_of(hyperv_host, hyperv_host.base / "11111111-1111-4111-8111-111111111111.vhd")
     row = listed(helper)[IMAGE_ID]
@@ -101,7 +101,7 @@ def test_an_unused_old_image_is_removed_with_its_manifest(hyperv_host: WindowsHo
 
 
 def test_a_resized_copy_is_removed_alone(hyperv_host: WindowsHost) -> None:
-    helper = hyperv_host.start()
+    helper = hyperv_host.helper()
     final = aged_final(hyperv_host, helper)
     copy = hyperv_host.base / f"{IMAGE_ID}_20.vhd"
     copy.write_bytes(DATA)
@@ -116,7 +116,7 @@ def test_a_resized_copy_is_removed_alone(hyperv_host: WindowsHost) -> None:
 @pytest.mark.skipif(not shutil.which("qemu-img"), reason="qemu-img is not installed")
 @pytest.mark.parametrize("key", ["absolute_win32_path", "relative_path"])
 def test_the_parent_of_a_vhdx_is_in_use(hyperv_host: WindowsHost, key: str) -> None:
-    helper = hyperv_host.start()
+    helper = hyperv_host.helper()
     final = aged_final(hyperv_host, helper)
     disk = hyperv_host.instances / "vm1" / "root.vhdx"
     disk.parent.mkdir()
@@ -130,7 +130,7 @@ def test_the_parent_of_a_vhdx_is_in_use(hyperv_host: WindowsHost, key: str) -> N
 
 @pytest.mark.parametrize("name", ["vm1/root.vhd", "vm1/snap/a.avhd", "vm2_revert/root.VHD"])
 def test_the_parent_of_a_disk_is_in_use(hyperv_host: WindowsHost, name: str) -> None:
-    helper = hyperv_host.start()
+    helper = hyperv_host.helper()
     final = aged_final(hyperv_host, helper)
     disk_of(hyperv_host, final, name)
     row = listed(helper)[IMAGE_ID]
@@ -140,7 +140,7 @@ def test_the_parent_of_a_disk_is_in_use(hyperv_host: WindowsHost, name: str) -> 
 
 
 def test_a_disk_that_cannot_be_read_keeps_everything(hyperv_host: WindowsHost) -> None:
-    helper = hyperv_host.start()
+    helper = hyperv_host.helper()
     final = aged_final(hyperv_host, helper)
     disk = disk_of(hyperv_host, hyperv_host.base / "another.vhd")
     row = listed(helper)[IMAGE_ID]
@@ -156,7 +156,7 @@ def test_a_disk_that_cannot_be_read_keeps_everything(hyperv_host: WindowsHost) -
 
 def test_what_somebody_has_open_is_kept(hyperv_host: WindowsHost) -> None:
     """Hyper-V holds the parents of running instances open, and shares them with readers only."""
-    helper = hyperv_host.start()
+    helper = hyperv_host.helper()
     final = aged_final(hyperv_host, helper)
     row = listed(helper)[IMAGE_ID]
     reader = hyperv_host.run_python(f"held = open({windows_path(final)!r}, 'rb')")
@@ -171,7 +171,7 @@ def test_what_somebody_has_open_is_kept(hyperv_host: WindowsHost) -> None:
 
 
 def test_guards_are_checked_again(hyperv_host: WindowsHost) -> None:
-    helper = hyperv_host.start()
+    helper = hyperv_host.helper()
     assert fetch(helper)["state"] == "cached"
     final = hyperv_host.base / f"{IMAGE_ID}.vhd"
     young = listed(helper)[IMAGE_ID]
@@ -191,13 +191,13 @@ def test_guards_are_checked_again(hyperv_host: WindowsHost) -> None:
 
 
 def test_what_imgcache_alone_has_touched_may_be_young(hyperv_host: WindowsHost) -> None:
-    helper = hyperv_host.start()
+    helper = hyperv_host.helper()
     assert fetch(helper)["state"] == "cached"
     assert remove(helper, listed(helper)[IMAGE_ID], ours_ok=True)["state"] == "removed"
 
 
 def test_an_entry_whose_lock_is_held_is_kept(hyperv_host: WindowsHost) -> None:
-    helper = hyperv_host.start()
+    helper = hyperv_host.helper()
     final = aged_final(hyperv_host, helper)
     lock = windows_path(hyperv_host.base / f"nova-{final.name}-cache.lock")
     hyperv_host.run_python(
@@ -208,7 +208,7 @@ def test_an_entry_whose_lock_is_held_is_kept(hyperv_host: WindowsHost) -> None:
 
 
 def test_clean_removes_what_nobody_writes(hyperv_host: WindowsHost) -> None:
-    helper = hyperv_host.start()
+    helper = hyperv_host.helper()
     hyperv_host.base.mkdir()
     stale = hyperv_host.base / ("2" * 8 + IMAGE_ID[8:])
     young = hyperv_host.base / ("3" * 8 + IMAGE_ID[8:])
@@ -224,7 +224,7 @@ def test_clean_removes_what_nobody_writes(hyperv_host: WindowsHost) -> None:
 
 
 def test_clean_forgets_manifests_of_what_nova_removed(hyperv_host: WindowsHost) -> None:
-    helper = hyperv_host.start()
+    helper = hyperv_host.helper()
     final = aged_final(hyperv_host, helper)
     manifest = hyperv_host.base / ".imgcache" / f"{IMAGE_ID}.json"
     rows_of(helper, helper.order("hyperv_clean", stall_age_s=0, dry=False))
@@ -240,7 +240,7 @@ def verify(helper: Controller, **more: Any) -> dict[str, Any]:
 
 
 def test_a_file_is_hashed_again(hyperv_host: WindowsHost) -> None:
-    helper = hyperv_host.start()
+    helper = hyperv_host.helper()
     assert verify(helper)["state"] == "absent"
     final = aged_final(hyperv_host, helper)
     assert verify(helper)["state"] == "intact"
@@ -255,7 +255,7 @@ def test_a_file_is_hashed_again(hyperv_host: WindowsHost) -> None:
 def test_an_unmanaged_file_is_adopted_when_its_bytes_are_the_images(
     hyperv_host: WindowsHost,
 ) -> None:
-    helper = hyperv_host.start()
+    helper = hyperv_host.helper()
     hyperv_host.base.mkdir()
     final = hyperv_host.base / f"{IMAGE_ID}.vhd"
     final.write_bytes(DATA)
@@ -277,7 +277,7 @@ def test_an_unmanaged_file_is_adopted_when_its_bytes_are_the_images(
 
 def test_verify_hinders_nobody(hyperv_host: WindowsHost) -> None:
     """While a file is hashed, Nova may remove it."""
-    helper = hyperv_host.start()
+    helper = hyperv_host.helper()
     final = aged_final(hyperv_host, helper)
     number = helper.order("hyperv_verify", base=IMAGE_ID, rate=1 << 16)
     helper.event(number, "progress")

@@ -91,7 +91,7 @@ class Wine:
         """Return what an SSH server starts with a command for cmd, as the last word."""
         # As an argument wine would quote it anew.
         passed = [f"{name}={shlex.quote(self.environ[name])}" for name in _PASSED]
-        words = [WINE, python, "-I", windows_path(_SHELL)]
+        words = [WINE, python, "-I", "-S", windows_path(_SHELL)]
         script = f'{" ".join(passed)} IMGCACHE_COMMAND="$1" exec {shlex.join(words)}'
         return ("/bin/sh", "-c", script, "sh")
 

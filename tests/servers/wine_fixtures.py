@@ -42,11 +42,27 @@ def nova_judge(windows: wine.Wine) -> Iterator[wine.Judge]:
     judge.close()
 
 
-class WindowsHost:
-    """A helper's host: an instances folder, and helpers started on it under a Windows Python."""
+@pytest.fixture(scope="session")
+def shared_helpers(windows: wine.Wine) -> Iterator[dict[str, Controller]]:
+    """Windows Python -> a helper that is lent from test to test: each opens a cache of its own with it."""
+    helpers = {
+        python: Controller(python, prefix=(wine.WINE,), env=windows.environ)
+        for python in (wine.INSTALLED, wine.OTHER)
+    }
+    yield helpers
+    for helper in helpers.values():
+        helper.__exit__()
 
-    def __init__(self, windows: wine.Wine, folder: Path) -> None:
+
+class WindowsHost:
+    """A helper's host: an instances folder, and helpers on it under a Windows Python."""
+
+    def __init__(
+        self, windows: wine.Wine, folder: Path, shared: dict[str, Controller] | None = None
+    ) -> None:
         self.windows = windows
+        self._shared = {} if shared is None else shared
+        self._lent: set[str] = set()
         self.instances = folder / "Instances"
         self.instances.mkdir(parents=True)
         self.base = self.instances / "_base"
@@ -54,14 +70,30 @@ class WindowsHost:
         self._stack = contextlib.ExitStack()
 
     def close(self) -> None:
-        """End everything that was started."""
+        """End everything that was started; a lent helper that is not at rest is lent to nobody again."""
         self._stack.close()
+        for python in self._lent:
+            helper = self._shared[python]
+            order = helper.order("hyperv_touch", image_id="none", size=1, dry=True)
+            try:
+                helper.error(order)
+            except (AssertionError, OSError):
+                self._shared.pop(python).__exit__()
 
-    def start(self, python: str = wine.INSTALLED, **options: Any) -> Controller:
-        """Start a helper and open the cache."""
-        helper = self._stack.enter_context(
-            Controller(python, prefix=(wine.WINE,), env=self.windows.environ, **options)
-        )
+    def start(self, python: str = wine.INSTALLED) -> Controller:
+        """Start a helper of the test's own, which may die, and open the cache."""
+        made = Controller(python, prefix=(wine.WINE,), env=self.windows.environ)
+        return self._open(self._stack.enter_context(made))
+
+    def helper(self, python: str = wine.INSTALLED) -> Controller:
+        """Open the cache with a helper that other tests use, too; it is to be left at rest."""
+        if python not in self._shared:
+            made = Controller(python, prefix=(wine.WINE,), env=self.windows.environ)
+            self._shared[python] = made
+        self._lent.add(python)
+        return self._open(self._shared[python])
+
+    def _open(self, helper: Controller) -> Controller:
         helper.load("conf", "vhd", "winstore", "hyperv", "watch", "download", "body")
         helper.load("hyperv_fetch", "hyperv_use", "hyperv_life", "hyperv_remove", "hyperv_keep")
         settings = {"instances_path": wine.windows_path(self.instances), "nova_conf": None}
@@ -131,9 +163,11 @@ print("closed", flush=True)
 
 
 @pytest.fixture
-def hyperv_host(windows: wine.Wine, tmp_path: Path) -> Iterator[WindowsHost]:
+def hyperv_host(
+    windows: wine.Wine, shared_helpers: dict[str, Controller], tmp_path: Path
+) -> Iterator[WindowsHost]:
     """Return an empty Hyper-V host."""
-    host = WindowsHost(windows, tmp_path)
+    host = WindowsHost(windows, tmp_path, shared_helpers)
     yield host
     host.close()
 
