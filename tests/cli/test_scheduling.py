@@ -201,12 +201,16 @@ def test_a_relay_brings_one_copy_per_site(site: Site) -> None:
     assert plans["oslo"]["expected_s"] == round(2 * SIZE / 12_500_000, 3)
     assert (plans["bergen"]["bytes_per_s"], plans["bergen"]["expected_s"]) == (None, None)
     assert plans["oslo"]["fits"] is True
+    assert {one["reason"] for one in document["outcomes"]} == {
+        f"dry run: would be fetched, {SIZE} bytes by relay from a host of its site, or push"
+    }
     two = site.result("--all", "small", "--seeds", "2", "--dry-run", code=0)
     assert two["plan"][0]["bytes_outside"] == 2 * SIZE
     pushed = site.result(
         "--all", "small", "--source", "push", "--rate-limit", "1M", "--dry-run", code=0
     )
     assert pushed["plan"][0]["bytes_outside"] == 2 * SIZE
+    assert pushed["outcomes"][0]["reason"].endswith("bytes by push")
     assert pushed["plan"][0]["bytes_per_s"] == 2_000_000
 
 

@@ -85,6 +85,9 @@ class Sources(Protocol):
         hosts, and let others read.
         """
 
+    def relays(self, context: HostContext) -> bool:
+        """Whether the host may read from others of its site."""
+
     def present(self, context: HostContext, image: Image) -> None:
         """Say that the host has the image: others of its site may be filled from there."""
 

@@ -343,8 +343,10 @@ def _report_dry_run(context: HostContext, absent: Sequence[Image], facts: CacheF
             context.report(image, OutcomeWord.ERROR, code=ErrorCode.SPACE, reason=reason)
             continue
         left -= final
-        kind = context.sources.kinds(image)[0]
-        reason = f"dry run: would be fetched, {image.size_bytes} bytes by {kind}"
+        by: str = context.sources.kinds(image)[0]
+        if context.sources.relays(context):
+            by = f"relay from a host of its site, or {by}"
+        reason = f"dry run: would be fetched, {image.size_bytes} bytes by {by}"
         context.report(image, OutcomeWord.SKIPPED, code=ErrorCode.DRY_RUN, reason=reason)
 
 

@@ -141,6 +141,10 @@ class RunSources:
             return DirectFeed(outside, min_rate)
         return RelayFeed(relay, member, context, image, outside=outside, min_rate=min_rate)
 
+    def relays(self, context: HostContext) -> bool:
+        """See ``Sources``."""
+        return self._sites.relay(context.host) is not None
+
     def present(self, context: HostContext, image: Image) -> None:
         """See ``Sources``."""
         relay = self._sites.relay(context.host)
@@ -191,6 +195,10 @@ class NoSources:
     def feed(
         self, context: HostContext, image: Image, given_up: set[SourceKind], *, relays: bool
     ) -> Feed:
+        """See ``Sources``."""
+        raise NotImplementedError
+
+    def relays(self, context: HostContext) -> bool:
         """See ``Sources``."""
         raise NotImplementedError
 
