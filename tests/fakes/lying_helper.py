@@ -49,6 +49,8 @@ def lie(mode: str, order: dict[str, Any]) -> None:
         cached(order, 0)
     elif mode == "all-fetched":
         cached(order, size)
+    elif mode == "more-than-there-is":
+        cached(order, 1 << 62)
     elif mode == "before-the-bytes":
         ready(order)
         read_order()

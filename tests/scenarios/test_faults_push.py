@@ -172,6 +172,7 @@ def liar(rig: Rig, mode: str) -> Host:
     [
         ("nothing-fetched", "service"),
         ("nothing-fetched", "push"),
+        ("more-than-there-is", "service"),
         ("before-the-bytes", "push"),
         ("swollen", "service"),
     ],

@@ -124,6 +124,7 @@ class Transfer:
         self.kind = SourceKind.SERVICE
         self._op = op
         self._more = more
+        self._attempts = 1
         self._repetitions = 0
         self._digest_repetitions = 0
         self._switches = 0
@@ -158,9 +159,15 @@ class Transfer:
                 if finished is None:
                     raise
                 answer = finished
-        # What the controller pushed is counted here; of the rest the host knows best.
-        self.bytes_fetched = max(self.bytes_fetched, answer.fields.get_int("bytes_fetched"))
+        self._note_bytes(answer)
         return answer
+
+    def _note_bytes(self, message: Message) -> None:
+        """Take how many bytes the host says have come: no attempt brings more than the image has."""
+        most = self._attempts * self.image.size_bytes
+        said = message.fields.get_int("bytes_fetched", high=most)
+        # What the controller pushed is counted here; of the rest the host knows best.
+        self.bytes_fetched = max(self.bytes_fetched, said)
 
     def _fields(self) -> dict[str, object]:
         limits = {
@@ -276,7 +283,8 @@ class Transfer:
         """Answer a ``retry``: ``again``, after a pause or from elsewhere; or ``stop`` and the error."""
         code = message.fields.get_enum("code", ErrorCode)
         failure = ItemError(code, message.fields.get_str("message", limit=1000))
-        self.bytes_fetched = max(self.bytes_fetched, message.fields.get_int("bytes_fetched"))
+        self._note_bytes(message)
+        self._attempts += 1
         offset = message.fields.get_int("offset", high=self.image.size_bytes)
         if self.kind is SourceKind.PUSH and code not in _AFTER_PUSH:
             # Above all: a host that is pushed to does not get a token by asking for one.
