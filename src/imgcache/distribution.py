@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from imgcache.model import Host, Image, Site
 
+#: The part of a link's budget that an image's bytes may be: the rest is for headers of TCP, TLS and SSH.
+PAYLOAD = 0.96
 _THERE = frozenset({OutcomeWord.CACHED, OutcomeWord.EXISTING})
 #: Codes with which the operator's own limits end a run that worked.
 _CUT_SHORT = frozenset({ErrorCode.WINDOW, ErrorCode.DEADLINE})
@@ -77,7 +79,7 @@ class SitePlan:
         """Seconds that the bytes take at least; None: not known."""
         if self.bytes_outside == 0:
             return 0.0
-        return self.bytes_outside / self.bytes_per_s if self.bytes_per_s else None
+        return self.bytes_outside / (self.bytes_per_s * PAYLOAD) if self.bytes_per_s else None
 
     @property
     def fits(self) -> bool | None:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 
 from imgcache.errors import ErrorCode
 from imgcache.events import HostEnded, HostStarted, ItemEnded, ItemProgress, RunEnded, RunStarted
-from imgcache.plan import OutcomeWord
+from imgcache.plan import OutcomeWord, SourceKind
 from imgcache.ui.plain import PlainDisplay
 from ui.clock import Clock
 from ui.samples import HOSTILE, IMAGE, assert_clean, outcome
@@ -44,6 +45,17 @@ def test_a_run_in_plain_lines() -> None:
         "imgcache: 2/3 hosts done, 0 active, 1 failed; 100 MB of 200 MB, 9.09 MB/s; about 6s left\n"
         "imgcache: done in 11s: 1 cached, 1 existing, 1 error; 100 MB fetched; run run-1\n"
     )
+
+
+def test_the_end_says_how_much_did_not_come_over_the_link() -> None:
+    clock, out = Clock(), io.StringIO()
+    display = PlainDisplay(0, out, clock=clock)
+    display.emit(RunStarted("run-1", "precache", 3, 1, 100 * MB, 10))
+    for host, source in (("edge1-01", SourceKind.SERVICE), ("edge1-02", SourceKind.RELAY)):
+        display.emit(ItemEnded(replace(outcome(host, bytes_fetched=100 * MB), source=source)))
+    display.emit(RunEnded(interrupted=False))
+    told = "2 cached; 200 MB fetched, 100 MB of it from hosts of the same site; run run-1"
+    assert out.getvalue() == f"imgcache: done in 0.0s: {told}\n"
 
 
 def test_a_run_without_items_sums_up_its_hosts() -> None:

@@ -45,7 +45,7 @@ PLAN = SitePlan(
 def test_a_site_is_one_line() -> None:
     assert site_line(PLAN) == (
         "site oslo: 20 hosts: 3 have all, 14 lack images, 1 lacks the room, 2 not reached; 1.25 GB from "
-        "outside, about 1m 40s at 12.5 MB/s; 6h 0m to do it"
+        "outside, about 1m 44s at 12.5 MB/s; 6h 0m to do it"
     )
 
 
@@ -58,7 +58,7 @@ def test_a_site_is_one_line() -> None:
             "; 6h 0m to do it once its window opens (22:00-05:00 Europe/Oslo)",
         ),
         ({"bytes_per_s": None}, "1.25 GB from outside; 6h 0m to do it"),
-        ({"available_s": None, "ends_at": None}, "about 1m 40s at 12.5 MB/s"),
+        ({"available_s": None, "ends_at": None}, "about 1m 44s at 12.5 MB/s"),
         ({"bytes_outside": 0}, "; 0 B from outside; 6h 0m to do it"),
         ({"site": None}, "hosts without a site: 20 hosts"),
     ],

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgcache.operations.budget import PAYLOAD, Pacer, Share, SiteBudget
+from imgcache.distribution import PAYLOAD
+from imgcache.operations.budget import Pacer, Share, SiteBudget
 
 
 class Clock:

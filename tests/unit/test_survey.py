@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from imgcache.distribution import PrecachePlan
+from imgcache.distribution import PAYLOAD, PrecachePlan
 from imgcache.errors import ErrorCode
 from imgcache.model import Digest, Host, HostSettings, Image, ImageId, Site
 from imgcache.operations.precache import PrecacheRequest
@@ -67,18 +67,18 @@ def test_hosts_that_do_not_read_from_each_other_get_a_copy_each(
 
 def test_how_long_one_host_takes_beside_others() -> None:
     both = (IMAGE, OTHER)
-    assert look(["libvirt"] * 20, both).host_s == 15
+    assert look(["libvirt"] * 20, both).host_s == pytest.approx(15 / PAYLOAD)
     direct = look(["libvirt"] * 20, both, replace(REQUEST, source="service"))
-    assert (direct.host_s, direct.expected_s) == (150, 300)
+    assert (direct.host_s, direct.expected_s) == pytest.approx((150 / PAYLOAD, 300 / PAYLOAD))
     limited = look(["libvirt"] * 20, both, replace(REQUEST, rate_limit=50_000), Site("oslo", None))
-    assert (limited.host_s, limited.expected_s) == (30, 30)
+    assert (limited.host_s, limited.expected_s) == pytest.approx((30 / PAYLOAD, 30 / PAYLOAD))
     assert look(["libvirt"], site=Site("oslo", None)).host_s is None
 
 
 def test_a_timeout_shorter_than_that_is_told_unless_the_window_is_shorter_still() -> None:
     found = look(["libvirt"] * 20, request=replace(REQUEST, source="service"))
-    assert too_short_timeouts([found], 100) == []
+    assert too_short_timeouts([found], 105) == []
     assert too_short_timeouts([found], 60) == [
-        "site oslo: a host needs 100 s at this rate, and --timeout ends it after 60 s"
+        "site oslo: a host needs 1m 44s at this rate, and --timeout ends it after 1m 0s"
     ]
     assert too_short_timeouts([replace(found, available_s=50)], 60) == []

@@ -11,11 +11,11 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
+from imgcache.distribution import PAYLOAD
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: The part of a link's budget that an image's bytes may be: the rest is for headers of TCP, TLS and SSH.
-PAYLOAD = 0.96
 #: Over how many seconds the use of a part is measured. Hosts tell theirs once a second.
 WINDOW_S = 3.0
 #: Who uses this much of its part could use more.

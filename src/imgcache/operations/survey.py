@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from imgcache.distribution import SitePlan
+from imgcache.distribution import PAYLOAD, SitePlan
 from imgcache.drivers.capabilities import supports
 from imgcache.errors import ErrorCode, UnsafePlanError
 from imgcache.model import ImageId
 from imgcache.operations.fleet import driver_of
 from imgcache.plan import OutcomeWord
+from imgcache.units import duration_text, size_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -94,9 +95,9 @@ def refuse_what_does_not_fit(plans: Iterable[SitePlan], schedule: Schedule) -> N
         if one.fits is False and one.ends_at and one.available_s is not None and one.bytes_per_s:
             gate = schedule.gates[one.site]
             late.append(
-                f"{gate.name}: {one.bytes_outside} bytes at {one.bytes_per_s} bytes/s take "
-                f"{_time_text(one.expected_s or 0)}, and until {gate.clock_text(one.ends_at, now)} there are "
-                f"{_time_text(one.available_s)}"
+                f"{gate.name}: {size_text(one.bytes_outside)} at {size_text(one.bytes_per_s)}/s take "
+                f"{duration_text(one.expected_s or 0)}, and until {gate.clock_text(one.ends_at, now)} there "
+                f"are {duration_text(one.available_s)}"
             )
     if late:
         message = f"not everything can be done in time: {'; '.join(late)}"
@@ -110,16 +111,12 @@ def too_short_timeouts(plans: Iterable[SitePlan], timeout_s: float) -> list[str]
     """Return, in a sentence per site, where one host's time ends before it can have all its bytes."""
     return [
         f"{f'site {one.site}' if one.site else 'hosts without a site'}: a host needs "
-        f"{_time_text(one.host_s)} at this rate, and --timeout ends it after {_time_text(timeout_s)}"
+        f"{duration_text(one.host_s)} at this rate, and --timeout ends it after {duration_text(timeout_s)}"
         for one in plans
         if one.host_s is not None
         and one.host_s > timeout_s
         and (one.available_s is None or one.available_s > timeout_s)
     ]
-
-
-def _time_text(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 class _SiteSurvey:
@@ -161,7 +158,7 @@ class _SiteSurvey:
             opens_at=gate.opens_at,
             ends_at=ends_at,
             available_s=self._available_s(gate, ends_at),
-            host_s=self._most_bytes() * together / rate if rate else None,
+            host_s=self._most_bytes() * together / (rate * PAYLOAD) if rate else None,
         )
 
     def _outside(self) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from imgcache.guards import is_pinned
 from imgcache.model import PIN_FOREVER
 from imgcache.ui.formats import Columns, Listing
 from imgcache.ui.report import time_text
-from imgcache.ui.units import age_text, size_text
+from imgcache.units import age_text, size_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

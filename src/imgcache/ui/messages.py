@@ -21,7 +21,7 @@ from imgcache.events import (
 )
 from imgcache.plan import FAILED_ENTRY_WORDS, FAILED_WORDS, EntryWord, OutcomeWord
 from imgcache.text import printable
-from imgcache.ui.units import duration_text, size_text
+from imgcache.units import duration_text, size_text
 
 if TYPE_CHECKING:
     from imgcache.distribution import SitePlan
@@ -206,6 +206,8 @@ def summary_line(tally: Tally, *, interrupted: bool) -> str:
         counts = [f"{tally.hosts_done} hosts, {tally.hosts_failed} failed"]
     began = "interrupted after" if interrupted else "done in"
     moved = f"; {size_text(tally.fetched_bytes)} fetched" if tally.fetched_bytes else ""
+    if tally.relayed_bytes:
+        moved += f", {size_text(tally.relayed_bytes)} of it from hosts of the same site"
     if tally.freed_bytes:
         moved += f"; {size_text(tally.freed_bytes)} freed"
     if tally.freeable_bytes:

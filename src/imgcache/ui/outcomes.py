@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from imgcache.plan import EntryWord
 from imgcache.ui.formats import Columns, Listing
 from imgcache.ui.report import time_text
-from imgcache.ui.units import size_text
+from imgcache.units import size_text
 
 if TYPE_CHECKING:
     from imgcache.plan import EntryOutcome, EntryReport

@@ -18,7 +18,7 @@ from imgcache.events import RunEnded
 from imgcache.text import printable
 from imgcache.ui.messages import Messages, status_line, summary_line
 from imgcache.ui.tally import Tally
-from imgcache.ui.units import size_text
+from imgcache.units import size_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from imgcache.plan import OutcomeWord
 from imgcache.ui.formats import Columns, Listing
-from imgcache.ui.units import duration_text, size_text
+from imgcache.units import duration_text, size_text
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from imgcache.ui.entries import failure_listing
 from imgcache.ui.formats import Columns, Listing
 from imgcache.ui.report import time_text
-from imgcache.ui.units import share_text, size_text
+from imgcache.units import share_text, size_text
 
 if TYPE_CHECKING:
     from imgcache.plan import HostStatus, StatusReport, StatusTotal

@@ -17,7 +17,7 @@ from imgcache.events import (
     RunStarted,
     Waiting,
 )
-from imgcache.plan import EntryWord
+from imgcache.plan import EntryWord, SourceKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,6 +61,8 @@ class Tally:
         self.hosts_failed = 0
         self.fetched_bytes = 0
         """Bytes of the items that ended."""
+        self.relayed_bytes = 0
+        """Of these, what came from hosts of the same site: of items whose last source was one."""
         self.freed_bytes = 0
         self.freeable_bytes = 0
         """What a dry run would have freed."""
@@ -127,6 +129,8 @@ class Tally:
         before, _ = self._moving.pop((outcome.host, outcome.image_id), (0, 0))
         self._seen_bytes += max(outcome.bytes_fetched - before, 0)
         self.fetched_bytes += outcome.bytes_fetched
+        if outcome.source is SourceKind.RELAY:
+            self.relayed_bytes += outcome.bytes_fetched
 
     def _end_entry(self, outcome: EntryOutcome) -> None:
         self.words[outcome.outcome.value] += 1

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from imgcache.ui.units import duration_text, size_text
+from imgcache.units import duration_text, size_text
 
 
 @pytest.mark.parametrize(
