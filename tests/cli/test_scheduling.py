@@ -169,6 +169,7 @@ def test_it_tells_until_when_it_waits_and_can_be_interrupted(site: Site) -> None
     assert process.returncode == 143, err
     assert "site oslo waits for its window, which opens at " in err
     assert f"{text[:5]} (UTC)" in err
+    assert "waits: a first look at 4 hosts" in log.read_text("utf-8")
     assert set(codes(json.loads(out)).values()) == {("skipped", "interrupted")}
 
 
@@ -232,7 +233,9 @@ def test_a_timeout_that_is_too_short_for_the_link_is_told_before(site: Site) -> 
     done = site.run(*limits, "--timeout", "20s")
     assert done.returncode == 0
     # Two hosts at a time, of two images each, at 10,000 bytes a second.
-    said = "site oslo: a host needs 28s at this rate, and --timeout ends it after 20s (raise it; else "
+    said = (
+        "site oslo: a host needs 28s at this rate, and --timeout ends it after 20s (raise it; else "
+    )
     assert said in done.stderr
     assert "bergen: a host needs" not in done.stderr
     assert "a host needs" not in site.run(*limits, "--timeout", "30s").stderr

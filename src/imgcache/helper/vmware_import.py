@@ -89,10 +89,10 @@ class Lease:
             cluster.lease = self
             self.info = self._wait_until_ready()
         except Fault as fault:
+            self.abort_begun()
             raise fault.failure("cannot import a disk to datastore " + store.name) from fault
         except Failure:
-            if cluster.lease is not None:
-                self.abort()
+            self.abort_begun()
             raise
         self.machine = ref_of(self.info.find("entity"))
 
@@ -172,6 +172,11 @@ class Lease:
             if device.get("kind") == "VirtualDisk" and name.startswith("[%s] " % self.store.name):
                 return name.partition("] ")[2]
         raise Failure("io", "vCenter does not tell where the imported disk is")
+
+    def abort_begun(self):
+        """Give the import up, if vCenter has begun one; never raises."""
+        if self.cluster.lease is not None:
+            self.abort()
 
     def abort(self):
         """Give the import up, and see to it that no machine of it stays; never raises."""

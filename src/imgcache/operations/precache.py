@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from imgcache.distribution import PrecachePlan, PrecacheReport
 from imgcache.errors import UnsafePlanError, UsageError
-from imgcache.events import Notice, Planned
+from imgcache.events import Notice, Planned, Waiting
 from imgcache.operations.fleet import FleetRequest, driver_of, open_fleet
 from imgcache.operations.keep import PrecacheAndPin, pin_end
 from imgcache.operations.rollout import Rollout, Waves
@@ -251,10 +251,12 @@ class _Run:
         hosts = [host for host in self._plan.hosts if not self._schedule.refusal(host.site)]
         if not hosts or self._fleet.interrupted is not None:
             return (), {}
-        text = f"looks at {len(hosts)} host{'' if len(hosts) == 1 else 's'} first"
-        self._fleet.sink.emit(Notice(text, level="info"))
+        # Nothing else is told of it: the display would seem to hang on hosts that are far away.
+        hosts_text = f"{len(hosts)} host{'' if len(hosts) == 1 else 's'}"
+        self._fleet.sink.emit(Waiting(f"a first look at {hosts_text}"))
         async with self._sources() as sources:
             outcomes = await self._fleet.look(hosts, _precache_host, sources, self._plan.images_of)
+        self._fleet.sink.emit(Waiting(None))
         plans = self._site_plans(replace(self._plan, hosts=tuple(hosts)), outcomes)
         self._refuse(plans)
         waiting = {host.name for host in hosts if self._schedule.waits(host.site)}
