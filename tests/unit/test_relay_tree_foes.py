@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from imgcache.operations.relay_node import Node, SiteState, State
-from imgcache.operations.relay_tree import TRIAL_S, Tree
+from imgcache.operations.relay_tree import TRIAL_S, Placement, Tree
 
 SIZE = 1000
 
@@ -45,6 +45,31 @@ def test_a_liar_that_never_comes_to_its_end_is_not_asked_again_before_others() -
     assert tree.suspects(victim) == (set(), {liar})
     assert tree.wrong_bytes(victim) is None
     assert tree.place(victim).parent is other
+
+
+@pytest.mark.row("N20")
+@pytest.mark.row("T5")
+def test_nobody_turns_to_a_host_while_it_is_being_found_out_whether_it_lies() -> None:
+    """Else all of a chain whose bytes proved wrong would read from the liar next: it is whole."""
+    tree, _ = _tree()
+    tree.site.proven = True
+    liar, child, grandchild = (tree.join(name) for name in ("liar", "child", "grandchild"))
+    for node in (liar, child, grandchild):
+        tree.place(node)
+        tree.progress(node, "download", SIZE)
+    assert (child.parent, grandchild.parent) == (liar, child)
+    tree.whole(liar)
+    tree.note_wrong(child)
+    tree.note_wrong(grandchild)
+    assert tree.wrong_bytes(grandchild) is None  # explained: its parent's own bytes were wrong
+    assert tree.place(grandchild).parent is child
+    assert tree.place(tree.join("late")).parent is grandchild
+    tree.gone(grandchild)
+    tree.gone(tree.nodes["late"])
+    child.can_serve = False
+    assert tree.place(tree.join("later")).wait  # nobody else is there, and it will soon be known
+    assert tree.wrong_bytes(child) is liar
+    assert tree.place(tree.nodes["later"]) == Placement()
 
 
 @pytest.mark.row("N21")

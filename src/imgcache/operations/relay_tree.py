@@ -65,6 +65,8 @@ class Tree:
         self._count = 0
         self._seeded: set[Node] = set()
         """Those that read from outside and that others can read from, also when they have left since."""
+        self._victims: set[Node] = set()
+        """Those whose bytes proved wrong, while it is being found out who sent them."""
 
     # ---- what hosts do
 
@@ -93,7 +95,9 @@ class Tree:
         if site.blocked or not node.can_read or lied_to or node.failures >= most:
             return self._outside(node)
         depths = self._depths()
-        parents = sorted(self.candidates(node), key=lambda one: self._rank(node, one, depths[one]))
+        able = sorted(self._able(node), key=lambda one: self._rank(node, one, depths[one]))
+        accused = self._accused()
+        parents = [parent for parent in able if parent not in accused]
         if (
             not node.begun
             and len(self._seeded) < site.seeds
@@ -101,7 +105,7 @@ class Tree:
         ):
             return self._outside(node)
         if not parents:
-            return self._outside(node)
+            return Placement(wait=True) if able else self._outside(node)
         if not site.proven:
             if site.trial is not None and site.trial is not node:
                 return Placement(wait=True)
@@ -151,6 +155,7 @@ class Tree:
     def gone(self, node: Node) -> None:
         """Note that nobody can read from it any more, and that it reads no more."""
         self._leave_parent(node)
+        self._victims.discard(node)
         if node.state is not State.WHOLE:
             self._seeded.discard(node)
         node.state = State.GONE
@@ -203,7 +208,8 @@ class Tree:
         told, undecided = self.suspects(node)
         blamed = next(iter(told)) if len(told) == 1 and not undecided else None
         node.avoid |= {parent for parent, _ in node.fed_by if parent.verified}
-        node.breaks.update({parent for parent, _ in node.fed_by})  # the others are tried last
+        node.breaks.update(undecided)  # tried last
+        self._victims.discard(node)
         self._leave_parent(node)  # first: none of the bytes to come will be from there
         self._begin_anew(node)
         node.mixed = False
@@ -218,6 +224,11 @@ class Tree:
         node.wrong.add(node.generation)
         node.verified = False
         node.paused, node.switching = True, False
+        self._victims.add(node)
+
+    def _accused(self) -> set[Node]:
+        """Return who may have sent wrong bytes, as long as that is being found out."""
+        return {one for node in self._victims for group in self.suspects(node) for one in group}
 
     # ---- repair
 
@@ -244,6 +255,11 @@ class Tree:
 
     def candidates(self, node: Node) -> Iterator[Node]:
         """Give the hosts that one may read from."""
+        accused = self._accused()
+        return (parent for parent in self._able(node) if parent not in accused)
+
+    def _able(self, node: Node) -> Iterator[Node]:
+        """Give the hosts that one may read from, or may if they turn out to be honest."""
         below = self._below(node)
         for parent in self.nodes.values():
             if (
