@@ -144,6 +144,15 @@ def test_every_command_is_inside(binary: Path, private_home: Path) -> None:
         assert f"imgcache {command}" in run(binary, command, "--help", env=env).stdout
 
 
+def test_every_driver_is_inside(binary: Path, private_home: Path) -> None:
+    env = {"HOME": str(private_home), "PATH": os.environ["PATH"]}
+    inside = run(binary, "drivers", "-f", "json", env=env).stdout
+    outside = run(Path(sys.executable), "-m", "imgcache", "drivers", "-f", "json", env=env).stdout
+    assert json.loads(inside) == json.loads(outside)
+    names = {one["driver"] for one in json.loads(inside)["capabilities"]}
+    assert names == {"libvirt", "glance-cache", "vmwareapi", "hyperv"}
+
+
 def test_first_starts_at_once_unpack_one_private_copy(binary: Path, private_home: Path) -> None:
     env = {"HOME": str(private_home), "PATH": os.environ["PATH"]}
     starts = [
