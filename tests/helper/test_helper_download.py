@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from email.utils import formatdate
@@ -304,6 +305,25 @@ def test_unreachable(helper: Controller, instances: Path, url: str) -> None:
     assert helper.event(fetch, "retry")["code"] == "unreachable"
     helper.tell("stop", fetch)
     assert helper.error(fetch)["code"] == "interrupted"
+
+
+#: Makes a Python what one is that was built without OpenSSL.
+NO_SSL = b"import http.client, sys\nsys.modules['ssl'] = None\ndel http.client.HTTPSConnection\n"
+
+
+@pytest.mark.parametrize(("scheme", "code"), [("http", "unreachable"), ("https", "tls")])
+def test_a_python_without_ssl_is_told_and_reads_what_needs_none(
+    helper: Controller, instances: Path, scheme: str, code: str
+) -> None:
+    helper.open(instances)
+    digest = hashlib.sha256(NO_SSL).hexdigest()
+    helper.result(helper.order("load", NO_SSL, name="noise", size=len(NO_SSL), sha256=digest))
+    fetch = helper.fetch(IMAGE, from_service(f"{scheme}://127.0.0.1:1/x"), connect_s=1)
+    if scheme == "https":
+        assert helper.error(fetch)["code"] == code
+        return
+    assert helper.event(fetch, "retry")["code"] == code
+    helper.tell("stop", fetch)
 
 
 @pytest.mark.row("N18")

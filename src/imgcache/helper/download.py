@@ -120,8 +120,9 @@ class Download:
     def _connect(self):
         wait_s = self.limits["connect_s"]
         if self.url.scheme == "https":
+            context = self._tls_context()  # first: http.client has no such connection without ssl
             connection = http.client.HTTPSConnection(
-                self.url.hostname, self.url.port, timeout=wait_s, context=self._tls_context()
+                self.url.hostname, self.url.port, timeout=wait_s, context=context
             )
         else:
             connection = http.client.HTTPConnection(
@@ -130,9 +131,17 @@ class Download:
         self._open(connection)
         return connection
 
-    def _tls_context(self):
-        import ssl
+    def _ssl(self):
+        """Return the module ``ssl``, which a Python that was built without OpenSSL lacks."""
+        try:
+            import ssl
+        except ImportError:
+            message = "the host's Python has no ssl, so it can read nothing from " + self.place
+            raise self._refusal("tls", message) from None
+        return ssl
 
+    def _tls_context(self):
+        ssl = self._ssl()
         try:
             context = ssl.create_default_context(cadata=self.source["ca_pem"])
         except (ssl.SSLError, ValueError) as error:
@@ -153,7 +162,7 @@ class Download:
             connection.sock.settimeout(self.limits["stall_s"])
         except (OSError, ValueError) as error:
             connection.close()
-            if _is_distrust(error):
+            if self.url.scheme == "https" and _is_distrust(error):
                 raise self._refusal(
                     "tls", "no trust in %s: %s" % (self.place, _reason(error))
                 ) from error

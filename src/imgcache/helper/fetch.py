@@ -133,7 +133,10 @@ class Fetch:
             staging.close(keep=True)
             self.watch.check()
             if time.monotonic() > deadline:
-                raise Failure("busy", "another run of imgcache is fetching this image to this host")
+                message = (
+                    "another run of imgcache is fetching this image to this host: run again later"
+                )
+                raise Failure("busy", message)
             time.sleep(random.SystemRandom().uniform(0.2, 0.6))
             found = self.existing()
             if found:

@@ -1,7 +1,7 @@
 """Brings an image's bytes from where the controller says, and goes on from another source when it says so."""
 
 # mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
-# ruff: noqa: EM101, PLC0415 - a Failure's code is a literal; imports are dear on a warm host
+# ruff: noqa: EM101 - a Failure's code is a literal; imports are dear on a warm host
 
 from .body import Body
 from .core import Failure
@@ -39,8 +39,7 @@ class Peer(Download):
 
     def _tls_context(self):
         """Trust one certificate, whatever its name and dates: it was made for this run."""
-        import ssl
-
+        ssl = self._ssl()
         if self.source["ca_pem"] is None:
             raise self._refusal("tls", "no certificate was given for %s" % self.place)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -57,9 +56,7 @@ class Peer(Download):
     def _meet(self, sock):
         """Take only the very certificate: one that it signed is another's."""
         if self.url.scheme == "https":
-            import ssl
-
-            pinned = ssl.PEM_cert_to_DER_cert(self.source["ca_pem"].strip())
+            pinned = self._ssl().PEM_cert_to_DER_cert(self.source["ca_pem"].strip())
             if sock.getpeercert(binary_form=True) != pinned:
                 raise Retry("peer", "%s shows another certificate than it was given" % self.place)
         super()._meet(sock)
