@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from imgcache.events import Event
     from imgcache.model import Image, Site
-    from imgcache.operations.relay_node import Node
+    from imgcache.operations.relay.node import Node
     from imgcache.operations.sources import SourcePolicy
     from imgcache.plan import Outcome
     from imgcache.transport.base import Session

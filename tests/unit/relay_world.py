@@ -6,8 +6,8 @@ import itertools
 from dataclasses import dataclass, field
 
 from imgcache.errors import ErrorCode
-from imgcache.operations.relay_node import Node, SiteState, State
-from imgcache.operations.relay_tree import Tree
+from imgcache.operations.relay.node import Node, SiteState, State
+from imgcache.operations.relay.tree import Tree
 
 STEP_S = 0.1
 #: How long the controller takes to notice that a machine is off the net.

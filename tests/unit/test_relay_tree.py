@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imgcache.errors import ErrorCode
-from imgcache.operations.relay_node import SiteState, State
-from imgcache.operations.relay_tree import Tree
+from imgcache.operations.relay.node import SiteState, State
+from imgcache.operations.relay.tree import Tree
 from unit.relay_world import World
 
 SIZE = 20e6

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from imgcache.operations.relay_node import Node, SiteState, State
-from imgcache.operations.relay_tree import TRIAL_S, Placement, Tree
+from imgcache.operations.relay.node import Node, SiteState, State
+from imgcache.operations.relay.tree import TRIAL_S, Placement, Tree
 
 SIZE = 1000
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from imgcache.drivers.feed import MIN_RATE
 from imgcache.events import NullSink
 from imgcache.operations.budget import SiteBudget
-from imgcache.operations.relay import SiteRelay
-from imgcache.operations.relay_node import FANOUT, SiteState
+from imgcache.operations.relay.node import FANOUT, SiteState
+from imgcache.operations.relay.site_relay import SiteRelay
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence

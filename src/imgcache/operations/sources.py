@@ -10,7 +10,7 @@ from imgcache.errors import ErrorCode, HostError, ImageServiceError, UsageError
 from imgcache.events import Notice
 from imgcache.operations.feeds import DirectFeed, Outside
 from imgcache.operations.reader_thread import ReaderThread
-from imgcache.operations.relay_feed import RelayFeed
+from imgcache.operations.relay.feed import RelayFeed
 from imgcache.operations.sites import Sites
 from imgcache.plan import SourceKind
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from imgcache.errors import ErrorCode
-from imgcache.operations.relay_node import Node, State
-from imgcache.operations.relay_speed import review
+from imgcache.operations.relay.node import Node, State
+from imgcache.operations.relay.speed import review
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from imgcache.operations.relay_node import SiteState
+    from imgcache.operations.relay.node import SiteState
 
 #: Readers of one host, however few others there are.
 MOST_READERS = 8

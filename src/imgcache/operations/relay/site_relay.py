@@ -1,6 +1,6 @@
 """Relays of one site in one run: hosts read an image's original bytes from each other.
 
-``relay_tree`` decides who reads from whom; here the hosts' transfers ask, wait and are told.
+``tree`` decides who reads from whom; here the hosts' transfers ask, wait and are told.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from imgcache.drivers.feed import Listener, Offer
 from imgcache.events import Notice
 from imgcache.model import RAW_DISK_FORMATS, ServiceAccess
-from imgcache.operations.relay_neighbours import Neighbours
-from imgcache.operations.relay_node import State
-from imgcache.operations.relay_tree import Tree
+from imgcache.operations.relay.neighbours import Neighbours
+from imgcache.operations.relay.node import State
+from imgcache.operations.relay.tree import Tree
 from imgcache.transport.relay_certificate import make_certificate
 from imgcache.transport.relay_secret import RelayKey
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from imgcache.events import EventSink
     from imgcache.model import Host, Image
     from imgcache.operations.feeds import Wishes
-    from imgcache.operations.relay_node import Node, SiteState
+    from imgcache.operations.relay.node import Node, SiteState
 
 #: Hosts that read from one host at a time, at most.
 MAX_READERS = 16

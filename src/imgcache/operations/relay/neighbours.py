@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from imgcache.drivers.base import HostContext
     from imgcache.model import Host, Image
-    from imgcache.operations.relay import SiteRelay
+    from imgcache.operations.relay.site_relay import SiteRelay
 
 #: Hosts that are asked at a time.
 ASKED = 2

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from imgcache.drivers.feed import Ticket
 from imgcache.errors import ErrorCode
 from imgcache.operations.feeds import DirectFeed
-from imgcache.operations.relay_node import State
+from imgcache.operations.relay.node import State
 from imgcache.plan import SourceKind
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from imgcache.errors import HostError
     from imgcache.model import Image
     from imgcache.operations.feeds import Outside
-    from imgcache.operations.relay import Member, SiteRelay
-    from imgcache.operations.relay_node import Node
+    from imgcache.operations.relay.node import Node
+    from imgcache.operations.relay.site_relay import Member, SiteRelay
 
 #: How long to wait for a parent's own verdict on its bytes, before nobody can be blamed.
 VERDICT_S = 5.0

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from imgcache.operations.relay_node import State
+from imgcache.operations.relay.node import State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from imgcache.operations.relay_node import Node
-    from imgcache.operations.relay_tree import Tree
+    from imgcache.operations.relay.node import Node
+    from imgcache.operations.relay.tree import Tree
 
 #: A reader with less than this part of the speed that its parent has shown falls behind.
 _SLOW = 0.5

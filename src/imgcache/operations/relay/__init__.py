@@ -1,0 +1,1 @@
+"""How the hosts of one site read an image from each other: see ``docs/distribution.md``."""
