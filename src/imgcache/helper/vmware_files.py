@@ -20,6 +20,8 @@ from .vmware_names import work_name
 
 #: vCenter ends sessions that nobody used for half an hour; moving bytes is no use.
 KEEP_SESSION_S = 240.0
+#: How long a server gets to drop an upload that was broken off.
+_LEAVE_S = 2.0
 _MAX_SMALL_BYTES = 64 << 10
 _EXTENT = re.compile(r"^(?:RW|RDONLY|NOACCESS)\s+([0-9]{1,18})\s+[A-Z]", re.MULTILINE | re.ASCII)
 
@@ -187,6 +189,7 @@ class Upload:
     def __init__(self, cluster, target, size, place=None):
         self.cluster = cluster
         self.where = target[:200]
+        self.answered = False
         self.kept_at = time.monotonic()
         try:
             self.connection = cluster.vim.connect() if place is None else place
@@ -239,6 +242,7 @@ class Upload:
         try:
             response = self.connection.getresponse()
             said = response.read(2000)
+            self.answered = True
         except (OSError, http.client.HTTPException) as error:
             raise Broken(str(error)) from error
         finally:
@@ -263,7 +267,22 @@ class Upload:
         """Close the connection; the server drops what came when that was not all."""
         if self.cluster.upload is self:
             self.cluster.upload = None
+        if not self.answered:
+            self._wait_until_dropped()
         self.connection.close()
+
+    def _wait_until_dropped(self):
+        """Let the server notice that no more comes: it may make the file after we have removed its folder."""
+        deadline = time.monotonic() + _LEAVE_S
+        try:
+            # Below TLS, which would want to end in good order.
+            sock = self.connection.sock
+            socket.socket.shutdown(sock, socket.SHUT_WR)
+            socket.socket.settimeout(sock, _LEAVE_S)
+            while time.monotonic() < deadline and socket.socket.recv(sock, 65536):
+                pass
+        except (OSError, AttributeError, TypeError, ValueError):
+            pass  # it was cut, or is gone
 
 
 class Broken(Exception):
