@@ -81,7 +81,7 @@ def desk(
     yield desk
     # Whatever was run: no secret is shown or logged.
     log = (tmp_path / "log").read_text() if (tmp_path / "log").exists() else ""
-    for secret in (ADMIN_PASSWORD, MEMBER.password, "gAAAA"):
+    for secret in (ADMIN_PASSWORD, MEMBER.password, "gAAAAAB"):
         assert secret not in desk.shown
         assert secret not in log
 

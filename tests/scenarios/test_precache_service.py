@@ -96,7 +96,8 @@ def test_no_token_or_password_is_seen_anywhere_but_in_the_channel(
     assert done.returncode == 0, done.stderr
     assert any("SSH_CONNECTION=" in text for text in seen)
     # every token that Keystone issues to this user starts alike and is long; so is the run's
-    token = re.compile(r"gAAAA[\w-]{60,}")
+    # Version and time of a token made until 2106; shorter, and it is found in host keys now and then.
+    token = re.compile(r"gAAAAAB[\w-]{60,}")
     everything = {
         "stdout": done.stdout,
         "stderr": done.stderr,

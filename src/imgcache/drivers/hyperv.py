@@ -13,8 +13,9 @@ from imgcache.drivers.hyperv_life import (
     opened_cache,
     settings_for_helper,
 )
-from imgcache.drivers.transfer import STOP_CODES, check_all_came, transfer
-from imgcache.errors import ErrorCode, HostError
+from imgcache.drivers.transfer import transfer
+from imgcache.drivers.transfer_report import report_end
+from imgcache.errors import ErrorCode
 from imgcache.plan import CheckState, OutcomeWord
 from imgcache.transport.conversation import OrderError
 
@@ -24,10 +25,9 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from imgcache.drivers.base import HostContext, NoteRow, RemovalItem, RemovalRow, Verdict
-    from imgcache.drivers.transfer import TransferEnd
     from imgcache.model import HostCache, Image, ServiceAccess
     from imgcache.plan import SourceKind
-    from imgcache.transport.conversation import Conversation, Message, Order
+    from imgcache.transport.conversation import Conversation, Order
     from imgcache.transport.wire import Fields
 
 PROBE_MODULES = (*BASE_MODULES, "watch", "download", "hyperv_probe")
@@ -190,10 +190,7 @@ class HypervDriver(Driver):
         given_up: set[SourceKind] = set()
         for image in images:
             end = await transfer(context, talk, image, given_up, "hyperv_fetch")
-            if isinstance(end.ending, HostError):
-                _report_failure(context, image, end, end.ending)
-            else:
-                _report(context, image, end, end.ending)
+            report_end(context, image, end)
 
 
 def _alone(context: HostContext, opened: Fields) -> AbstractAsyncContextManager[None]:
@@ -207,34 +204,6 @@ def _clock_check(offset_s: float) -> tuple[str, CheckState, str]:
     """Ages are decided by the host's own clock; a wrong one ages entries wrongly, and breaks TLS."""
     state = CheckState.OK if abs(offset_s) <= _MAX_CLOCK_OFFSET_S else CheckState.WARN
     return ("clock", state, f"{offset_s:+.1f} s against this machine")
-
-
-def _report_failure(context: HostContext, image: Image, end: TransferEnd, error: HostError) -> None:
-    reason = f"{error.message}: {error.hint}" if error.hint else error.message
-    context.report(
-        image,
-        OutcomeWord.SKIPPED if error.code in STOP_CODES else OutcomeWord.ERROR,
-        code=error.code,
-        reason=f"{reason}; {end.remark}" if end.remark else reason,
-        source=end.kind,
-        bytes_fetched=end.bytes_fetched,
-    )
-
-
-def _report(context: HostContext, image: Image, end: TransferEnd, answer: Message) -> None:
-    state = answer.fields.get_choice("state", {"cached", "existing"})
-    remarks = [answer.fields.opt_str("reason", limit=1000), end.remark]
-    if state == "cached":
-        check_all_came(image, answer)
-        if image.digest.weak:
-            remarks.append(f"verified with {image.digest.algo} only, there is no better digest")
-    context.report(
-        image,
-        OutcomeWord(state),
-        reason="; ".join(remark for remark in remarks if remark) or None,
-        source=end.kind,
-        bytes_fetched=end.bytes_fetched,
-    )
 
 
 def _report_dry_run(context: HostContext, absent: Sequence[Image], opened: Fields) -> None:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from imgcache.drivers import libvirt_life, libvirt_prove, libvirt_serve
 from imgcache.drivers.base import Driver, UnsupportedError
-from imgcache.drivers.libvirt_fetch import fetch_image
 from imgcache.drivers.libvirt_life import settings_for_helper
-from imgcache.errors import ErrorCode, HostError
+from imgcache.drivers.transfer import transfer
+from imgcache.drivers.transfer_report import report_end, report_failure
+from imgcache.errors import ErrorCode
 from imgcache.model import RAW_DISK_FORMATS, base_file_name
 from imgcache.plan import CheckState, OutcomeWord, SourceKind
 from imgcache.transport.conversation import OrderError
@@ -276,8 +277,10 @@ class LibvirtDriver(Driver):
 
 async def _fetch_all(context: HostContext, talk: Conversation, images: Sequence[Image]) -> None:
     given_up: set[SourceKind] = set()
+    more = {"keep_original": context.host.settings.keep_original, "keep_partial": True}
     for image in images:
-        await fetch_image(context, talk, image, given_up)
+        end = await transfer(context, talk, image, given_up, "fetch", relays=True, **more)
+        report_end(context, image, end)
 
 
 async def _storage_id(talk: Conversation) -> str | None:
@@ -299,16 +302,6 @@ def _clock_check(offset_s: float) -> tuple[str, CheckState, str]:
         "clock",
         CheckState.OK if abs(offset_s) <= _MAX_CLOCK_OFFSET_S else CheckState.WARN,
         detail,
-    )
-
-
-def report_failure(
-    context: HostContext, image: Image, error: HostError, bytes_fetched: int = 0
-) -> None:
-    """Report one image's trouble; the others go on."""
-    reason = f"{error.message}: {error.hint}" if error.hint else error.message
-    context.report(
-        image, OutcomeWord.ERROR, code=error.code, reason=reason, bytes_fetched=bytes_fetched
     )
 
 

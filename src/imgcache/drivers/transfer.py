@@ -79,10 +79,11 @@ async def transfer(
     relays: bool = False,
     **more: object,
 ) -> TransferEnd:
-    """Have the helper work off ``fetch``, or an order that brings bytes as that does; see ``libvirt_fetch``.
+    """Have the helper work off ``fetch``, or another order that brings bytes as that does.
 
-    ``relays``: the host may read from others, and they from it, as ``fetch`` does. ``more``: fields of the
-    order that not every such order has.
+    ``given_up``: sources that this host cannot reach are added to it, and not tried for its next image.
+    ``relays``: the host may read from others, and they from it. ``more``: fields of the order that not every
+    such order has.
     """
     feed = context.sources.feed(context, image, given_up, relays=relays)
     run = Transfer(context, talk, image, feed, op=op, more=more)

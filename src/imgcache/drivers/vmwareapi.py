@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from imgcache.drivers import vmwareapi_life as life
 from imgcache.drivers.base import Driver
-from imgcache.drivers.transfer import STOP_CODES, check_all_came, transfer
+from imgcache.drivers.transfer import transfer
+from imgcache.drivers.transfer_report import report_end, report_failure
 from imgcache.drivers.vmwareapi_talk import ANSWER_S, PROBE_MODULES, image_order, opened, settings
-from imgcache.errors import ErrorCode, HostError
+from imgcache.errors import ErrorCode
 from imgcache.plan import CheckState, OutcomeWord
 from imgcache.transport.conversation import OrderError
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from imgcache.drivers.base import HostContext, NoteRow, RemovalItem, RemovalRow, Verdict
-    from imgcache.drivers.transfer import TransferEnd
     from imgcache.model import HostCache, Image, ServiceAccess
     from imgcache.plan import SourceKind
     from imgcache.transport.conversation import Conversation, Message
@@ -82,7 +82,7 @@ class VmwareDriver(Driver):
             try:
                 answer = await talk.result(order, timeout_s=ANSWER_S)
             except OrderError as error:
-                _report_failure(context, image, error)
+                report_failure(context, image, error)
                 continue
             if answer.fields.get_choice("state", {"existing", "absent"}) == "existing":
                 _report_existing(context, image, answer)
@@ -194,10 +194,7 @@ async def _fetch_all(context: HostContext, talk: Conversation, images: Sequence[
             properties=dict(image.properties),
             container=image.container_format,
         )
-        if isinstance(end.ending, HostError):
-            _report_error(context, image, end, end.ending)
-        else:
-            _report_fetched(context, image, end, end.ending)
+        report_end(context, image, end, copies=True)
 
 
 def _report_existing(context: HostContext, image: Image, answer: Message) -> None:
@@ -219,38 +216,3 @@ def _report_dry_run(context: HostContext, image: Image, answer: Message) -> None
     stores = ", ".join(answer.fields.get_strings("missing", limit=100))
     reason = f"dry run: would be fetched, {image.size_bytes} bytes by {kind}, to {stores}"
     context.report(image, OutcomeWord.SKIPPED, code=ErrorCode.DRY_RUN, reason=reason)
-
-
-def _report_failure(context: HostContext, image: Image, error: HostError) -> None:
-    reason = f"{error.message}: {error.hint}" if error.hint else error.message
-    context.report(image, OutcomeWord.ERROR, code=error.code, reason=reason)
-
-
-def _report_error(context: HostContext, image: Image, end: TransferEnd, error: HostError) -> None:
-    reason = f"{error.message}: {error.hint}" if error.hint else error.message
-    context.report(
-        image,
-        OutcomeWord.SKIPPED if error.code in STOP_CODES else OutcomeWord.ERROR,
-        code=error.code,
-        reason=f"{reason}; {end.remark}" if end.remark else reason,
-        source=end.kind,
-        bytes_fetched=end.bytes_fetched,
-    )
-
-
-def _report_fetched(context: HostContext, image: Image, end: TransferEnd, answer: Message) -> None:
-    state = answer.fields.get_choice("state", {"cached", "existing"})
-    copied = answer.fields.get_bool("copied")
-    remarks = [answer.fields.opt_str("reason", limit=1000), end.remark]
-    if state == "cached" and not copied:
-        check_all_came(image, answer)
-    if state == "cached" and image.digest.weak:
-        algo = image.digest.algo
-        remarks.append(f"verified with {algo} only, the image service has no better digest")
-    context.report(
-        image,
-        OutcomeWord(state),
-        reason="; ".join(remark for remark in remarks if remark) or None,
-        source=None if copied else end.kind,
-        bytes_fetched=end.bytes_fetched,
-    )
