@@ -24,7 +24,7 @@ BUILT_IN = ("libvirt", "glance-cache", "vmwareapi", "hyperv")
 #: What all drivers share, and who uses them may import.
 SHARED = {
     "base", "capabilities", "entry_rows", "feed", "node_api", "order_fields", "push", "registry",
-    "results", "transfer",
+    "results", "transfer", "transfer_report",
 }  # fmt: skip
 #: The first word of the modules that are one driver's own.
 OWN = ("libvirt", "glance_cache", "vmwareapi", "hyperv")
