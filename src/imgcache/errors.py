@@ -107,6 +107,7 @@ class ErrorCode(StrEnum):
     SHARED = "shared"
     MAX_DELETE = "max-delete"
     UNMANAGED = "unmanaged"
+    UNHASHED = "unhashed"
     UNPROVEN = "unproven"
     ABSENT = "absent"
     # decisions

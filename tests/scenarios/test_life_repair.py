@@ -186,6 +186,61 @@ def test_what_nova_converted_is_adopted_when_the_image_becomes_just_that(rig: Ri
     assert finals[0].read_bytes() == before[0][0]
 
 
+def cut_off(final: Path) -> None:
+    """Leave the manifest as a run does that is killed while it hashes what it has converted."""
+    place = final.parent / ".imgcache" / f"{final.name}.json"
+    noted = json.loads(place.read_text())
+    noted["stored"]["value"] = None
+    place.write_text(json.dumps(noted))
+
+
+@pytest.mark.qemu
+@pytest.mark.row("H19")
+def test_what_was_cut_off_while_it_was_hashed_is_told_and_adopted(rig: Rig) -> None:
+    for number in range(4):
+        nova_converted(rig, number).unlink()
+    rig.precache("img0", "img1", "img2", "img3")
+    finals = [rig.fleet.final("edge1-01", IDS[number]) for number in range(4)]
+    for final in finals:
+        cut_off(final)
+    rig.pin("img0", until=PIN_FOREVER)
+    damage(finals[1])
+    finals[2].write_bytes(b"short")
+    forget(rig, 3)
+
+    report = rig.verify()
+    assert words(report) == {
+        ("01", "img0"): ("unmanaged", "unhashed"),
+        ("01", "img1"): ("unmanaged", "unhashed"),
+        ("01", "img2"): ("damaged", "damaged"),
+        ("01", "img3"): ("unmanaged", "unhashed"),
+    }
+    reasons = {one.image_id: one.reason or "" for one in report.outcomes}
+    assert ["cut off" in reasons[IDS[number]] for number in range(4)] == [True, True, False, True]
+    assert report.exit_code() is ExitCode.ANSWER_IS_NO
+    shown = words(rig.verify("img0", "img2", adopt=True, dry_run=True))
+    assert shown["01", "img0"] == ("skipped", "dry-run")
+    assert shown["01", "img2"] == ("damaged", "damaged")
+
+    report = rig.verify(adopt=True)
+    assert words(report) == {
+        ("01", "img0"): ("adopted", None),
+        ("01", "img1"): ("unmanaged", "unproven"),
+        ("01", "img2"): ("damaged", "damaged"),
+        ("01", "img3"): ("unmanaged", "unproven"),
+    }
+    assert manifest(finals[0])["pin"] == "forever"
+    assert words(rig.verify("img0")) == {("01", "img0"): ("intact", None)}
+
+
+def forget(rig: Rig, number: int) -> None:
+    """Take an image out of the image service."""
+    path = rig.fleet.folder / "images/images.yaml"
+    listing = yaml.safe_load(path.read_text())
+    del listing["images"][number]
+    path.write_text(yaml.safe_dump(listing))
+
+
 @pytest.mark.qemu
 def test_an_image_that_cannot_be_fetched_again_proves_nothing(rig: Rig) -> None:
     final = nova_converted(rig, 0)

@@ -264,8 +264,8 @@ Adopt = Annotated[
     bool,
     typer.Option(
         "--adopt",
-        help="Note images that imgcache did not fetch as its own, if their content is proven to be the "
-        "image service's.",
+        help="Note images as its own that imgcache did not fetch, or did not come to hash, if their content "
+        "is proven to be the image service's.",
     ),
 ]
 RateLimit = Annotated[

@@ -59,10 +59,10 @@ def verify(  # noqa: PLR0917 - options are parameters in Typer
     With --repair, a damaged image that nothing uses is removed and fetched again, under all guards of
     imgcache prune: nothing that is in use by any evidence there is, nothing pinned, nothing younger than one
     hour, nothing on a host where not all evidence can be read, and only when the image service still has the
-    image. One that must stay is reported as damaged. With --adopt, an image that imgcache did not put there
-    is noted as its own when its content is proven to be the image service's; then it can be verified, pinned
-    and repaired like any other. An image that Nova converted is fetched again for that, converted, compared
-    and dropped.
+    image. One that must stay is reported as damaged. With --adopt, an image that imgcache did not put there,
+    or was cut off with before it had noted its digest, is noted as its own when its content is proven to be
+    the image service's; then it can be verified, pinned and repaired like any other. An image that was
+    converted is fetched again for that, converted, compared and dropped.
 
     \b
     Examples:

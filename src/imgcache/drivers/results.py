@@ -28,7 +28,7 @@ class VerdictState(StrEnum):
     UNMANAGED = "unmanaged"
     """Nothing is noted to compare it with."""
     ADOPTED = "adopted"
-    """It was unmanaged; its content is the image's, and is noted now."""
+    """No digest of it was noted; its content is the image's, and is noted now."""
     ABSENT = "absent"
     FAILED = "failed"
     """It could not be hashed or noted."""

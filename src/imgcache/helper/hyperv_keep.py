@@ -80,7 +80,7 @@ def _verify(store, order, work):
         manifest = store.read_manifest(image_id)
         stored = manifest["stored"] if manifest else {}
         managed = bool(stored.get("value") and stored.get("algo"))
-        if managed and stored["size"] != size:
+        if stored and stored["size"] != size:
             reason = "it has %d bytes instead of %d" % (size, stored["size"])
             return _answer("damaged", reason, size=size)
         algo = stored["algo"] if managed else order.get("algo")

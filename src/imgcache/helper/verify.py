@@ -35,6 +35,11 @@ _IOPRIO_SET = {
 }
 _IOPRIO_IDLE = 3 << 13
 _LOWEST = 19
+_NOTHING = "nothing is written down about it"
+#: Whoever converts an image publishes it first and hashes it then, so that a boot need not wait for that.
+_UNHASHED = (
+    "imgcache was cut off before it had written down its digest: only its size could be compared"
+)
 #: The last file that this helper has hashed and nobody manages: its open descriptor, so that no other file
 #: can get its inode's number, and (cache, base, algorithm, digest).
 _PROVEN = [None, None]
@@ -135,12 +140,13 @@ def _verify(cache, order, work):
         manifest = cache.read_manifest(base) if cache.own_fd is not None else None
         stored = manifest["stored"] if manifest else {}
         managed = bool(stored.get("value") and stored.get("algo"))
-        if managed and stored["size"] != size:
+        if stored and stored["size"] != size:
             reason = "it has %d bytes instead of %d" % (size, stored["size"])
             return _answer("damaged", reason, size=size)
+        lack = _UNHASHED if stored else _NOTHING
         algo = stored["algo"] if managed else order.get("algo")
         if not algo:
-            return _answer("unmanaged", "nothing is written down about it", size=size)
+            return _answer("unmanaged", lack, size=size)
         value = Hashing(fd, size, algo, order["rate"], work).run()
         check_unchanged(cache, base, before)
         if not managed:
@@ -148,7 +154,7 @@ def _verify(cache, order, work):
     finally:
         os.close(fd)
     if not managed:
-        return _answer("unmanaged", "nothing is written down about it", algo, value, size)
+        return _answer("unmanaged", lack, algo, value, size)
     if value != stored["value"]:
         return _answer("damaged", "its %s is not the one written down" % algo, algo, value, size)
     try:
@@ -160,7 +166,7 @@ def _verify(cache, order, work):
 
 
 def note_proven(cache, base, fd, algo, value):
-    """Remember the digest of an unmanaged final, read through ``fd``: it can be adopted now."""
+    """Remember the digest of a final that none was noted of, read through ``fd``: it can be adopted now."""
     if _PROVEN[0] is not None:
         os.close(_PROVEN[0])
     _PROVEN[:] = [os.dup(fd), (cache.path, base, algo, value)]

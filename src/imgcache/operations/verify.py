@@ -53,7 +53,7 @@ class VerifyRequest(FleetRequest):
     bytes_per_s: int | None = None
     """The most that a host reads per second; None: as fast as it goes, at low priority."""
     adopt: bool = False
-    """Note unmanaged entries whose content is that of the image in the image service.
+    """Note entries without a noted digest whose content is that of the image in the image service.
 
     Proven by the digest; where the host may have converted the image, by fetching and converting it again.
     """
@@ -160,7 +160,7 @@ class _HostVerify:
     request: VerifyRequest
     lookup: Lookup | None
     unproven: dict[str, Image] = field(default_factory=dict)
-    """Name -> image, of unmanaged entries that the host may have converted."""
+    """Name -> image, of entries without a noted digest that the host may have converted."""
     _images: dict[str, KnownImage] = field(default_factory=dict)
     _rows: dict[str, EntryOutcome] = field(default_factory=dict)
     _present: set[str | None] = field(default_factory=set)
@@ -207,10 +207,10 @@ class _HostVerify:
         }
 
     async def _adoptable(self, entries: Mapping[str, CacheEntry]) -> dict[str, Image]:
-        """Return name -> image of the unmanaged entries that may be proven; notes why others cannot."""
+        """Return name -> image of the entries that may be proven; notes why others cannot."""
         found: dict[str, Image] = {}
         for name, entry in entries.items():
-            if self.lookup is None or entry.manifest or name in self._rows:
+            if self.lookup is None or name in self._rows or not self._needs_proof(entry):
                 continue
             known = image_of(self._driver, entry, self._images, self.plan.catalogue)
             if known is None or known.id not in self.plan.catalogue:
@@ -233,6 +233,18 @@ class _HostVerify:
                 found[name] = image
         return found
 
+    def _needs_proof(self, entry: CacheEntry) -> bool:
+        """Whether there is no digest to compare an entry with, and nothing else that tells damage.
+
+        A back end that makes its entries of images without a conversion that could be done again notes
+        their digest at the first look, by itself.
+        """
+        noted = entry.manifest
+        if noted is None:
+            return True
+        unhashed = noted.stored_digest is None and supports(self._driver, "prove")
+        return unhashed and noted.stored_size_bytes == entry.size_bytes
+
     def _leave_unproven(self, entry: CacheEntry, image: Image) -> None:
         """Leave an entry, which is not the image as it is, to the pass that fetches images to compare."""
         self.unproven[entry.name] = image
@@ -245,8 +257,11 @@ class _HostVerify:
         self._rows[entry.name] = entry_outcome(self.host, entry, self._image(entry), ending)
 
     def _note(self, entry: CacheEntry, verdict: Verdict) -> None:
-        image = self._image(entry)
-        self._rows[entry.name] = entry_outcome(self.host, entry, image, _ending(verdict))
+        word, code, reason = _ending(verdict)
+        if code is ErrorCode.UNMANAGED and entry.manifest:
+            code = ErrorCode.UNHASHED
+        ending = word, code, reason
+        self._rows[entry.name] = entry_outcome(self.host, entry, self._image(entry), ending)
 
     def _image(self, entry: CacheEntry) -> KnownImage | None:
         known = image_of(self._driver, entry, self._images, self.plan.catalogue)

@@ -75,6 +75,34 @@ def test_unmanaged_and_absent(tree: Tree, life: Life) -> None:
     assert error["code"] == "foreign"
 
 
+def unhashed(tree: Tree, path: Path, **changes: Any) -> Path:
+    """Write the manifest of a run that was cut off while it hashed the file it had converted."""
+    place = tree.manifest(path, **changes)
+    manifest = read(place)
+    manifest["stored"]["value"] = None
+    place.write_text(json.dumps(manifest))
+    return place
+
+
+def test_what_was_cut_off_while_it_was_hashed_is_told_and_its_size_compared(
+    tree: Tree, life: Life
+) -> None:
+    path = tree.image("image", DATA)
+    place = unhashed(tree, path)
+    before = place.read_bytes()
+    answer = verify(life, path)
+    assert (answer["state"], answer["value"]) == ("unmanaged", None)
+    assert "cut off" in answer["reason"]
+    answer = verify(life, path, algo="sha256")
+    assert (answer["state"], answer["value"]) == ("unmanaged", hashlib.sha256(DATA).hexdigest())
+    path.write_bytes(DATA[:-1])
+    for algo in (None, "sha256"):
+        answer = verify(life, path, algo=algo)
+        assert (answer["state"], answer["value"]) == ("damaged", None)
+        assert f"{len(DATA) - 1} bytes" in answer["reason"]
+    assert place.read_bytes() == before
+
+
 def test_holes_are_not_read(tree: Tree, life: Life) -> None:
     """Half a TiB of nothing would take minutes to read; hashing it is bounded by stopping."""
     path = tree.cache / sha1("image")
