@@ -187,9 +187,7 @@ class Scan:
                 if mark in seen:
                     continue
                 missed = True
-                if self.look_at(name, fd, path, depth, user or name) or (
-                    there and stat.S_ISLNK(there.st_mode)
-                ):
+                if self.look_at(name, fd, path, depth, user or name):
                     seen.add(mark)
             if not missed:
                 return
@@ -207,11 +205,31 @@ class Scan:
                 for reference in self.header(name, folder_fd, status):
                     self.refer(reference, folder, user, 0)
         except _GONE:
-            return False
+            return self.dangles(name, folder_fd, path)
         except OSError as error:
             if not (isinstance(error, PermissionError) and _NO_DISKS.fullmatch(name)):
                 self.problem(path, error)
         return True
+
+    def dangles(self, name, folder_fd, path):
+        """Whether what could not be found is a link that leads nowhere: a volume may not be mounted.
+
+        Then a disk that we cannot read may need any base file. What really vanished needs none.
+        """
+        try:
+            target = either(os.readlink, name, dir_fd=folder_fd)
+        except OSError:
+            return False  # it is gone, or was a file
+        try:
+            either(os.stat, name, dir_fd=folder_fd)
+        except _GONE:
+            if not _NO_DISKS.fullmatch(name.rpartition("/")[2]):
+                text = "%s is a link to %s, which is missing: mount or restore that, or unlink it"
+                self.problem(text % (path, target))
+            return True
+        except OSError:
+            return False  # the next look tells
+        return False
 
     def enter(self, name, folder_fd, path, depth, user):
         """Look into a folder, also one that is reached through a link, each once."""

@@ -283,14 +283,39 @@ def test_forged_circles_end(tree: Tree, life: Life) -> None:
 def test_vanishing_files_are_no_problem(tree: Tree, life: Life) -> None:
     base = tree.image("image")
     (tree.instances / "vm-1").mkdir()
-    (tree.instances / "vm-1/disk").symlink_to("/nowhere")
+    (tree.instances / "vm-1/console.log").symlink_to("/nowhere")  # holds no disk
     busy = (
         f"import os\nos.chdir({str(tree.instances)!r})\nprint('held', flush=True)\nwhile True:\n"
-        " os.mkdir('x'); open('x/disk', 'wb').write(bytes(999)); os.unlink('x/disk'); os.rmdir('x')"
+        " os.mkdir('x'); open('x/disk', 'wb').write(bytes(999)); os.unlink('x/disk'); os.rmdir('x')\n"
+        " os.symlink('vm-1', 'y'); os.unlink('y')"
     )
     with child(sys.executable, "-c", busy):
         for _ in range(30):
             assert life.users(base) == []
+
+
+@pytest.mark.row("D6")
+@pytest.mark.row("T10")
+@pytest.mark.parametrize("link", ["vm-1", "vm-1/disk", "vm-1/snapshots/disk", "_base/swap_1"])
+@pytest.mark.parametrize("through", ["missing", "file"])
+def test_a_link_to_an_unmounted_volume_keeps_everything(
+    link: str, through: str, tree: Tree, life: Life, tmp_path: Path
+) -> None:
+    """What is there cannot be read: the overlay of a stopped instance, say."""
+    base, volume = tree.image("image"), tmp_path / "volume"
+    place = tree.instances / link
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.symlink_to(volume / "vm-1")
+    if through == "file":
+        volume.write_text("no folder")
+    _, facts = life.look()
+    [problem] = facts["problems"]
+    assert f"{place} is a link to {volume}/vm-1, which is missing" in problem
+    assert life.remove_one(base) == "evidence"
+    volume.unlink(missing_ok=True)
+    volume.mkdir()
+    (volume / "vm-1").mkdir()
+    assert life.remove_one(base) is None
 
 
 @pytest.fixture
