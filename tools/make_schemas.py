@@ -198,7 +198,8 @@ def status_schema() -> Schema:
             "What reserved_host_disk_mb should hold for the cache alone, MiB; 0: nothing is needed."
         ),
         "evidence_problems": _maybe(
-            "string", "What could not be read: then nothing is removed there."
+            "string",
+            "What could not be read, or which sharers were not examined: then nothing is removed there.",
         ),
         "driver": _DRIVER,
     }

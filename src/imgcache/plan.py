@@ -314,7 +314,7 @@ class HostStatus:
     in_use_bytes: int
     pinned_bytes: int
     reclaimable_bytes: int
-    """What prune would free now, under the current policy."""
+    """What prune would free now, under the current policy: on shared storage, as all hosts together say."""
     reclaimable_entries: int
     filesystem_size_bytes: int
     filesystem_free_bytes: int
@@ -325,6 +325,7 @@ class HostStatus:
     cache_reserve_mb: int
     """What ``reserved_host_disk_mb`` should hold for the cache alone, MiB; 0: nothing needed."""
     evidence_problems: tuple[str, ...]
+    """Why nothing is reclaimable: what could not be read, or which sharers were not looked at."""
 
     @property
     def cache_share(self) -> float:

@@ -38,6 +38,15 @@ def not_examined(group: Sequence[HostView]) -> tuple[str, ...]:
     return tuple(sorted(named - examined))
 
 
+def why_held(group: Sequence[HostView]) -> str | None:
+    """Return why nothing may be removed from this storage, or None: hosts that use it were not looked at."""
+    missing = not_examined(group)
+    if not missing:
+        return None
+    few = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if missing[5:] else "")
+    return f"{few} use the same storage and were not examined in this run"
+
+
 def unite(group: Sequence[HostView]) -> HostCache:
     """Return one view of a storage that several hosts share: every host's doubt counts.
 

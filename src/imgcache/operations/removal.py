@@ -17,7 +17,7 @@ from imgcache.operations.catalogue import Catalogue, image_of, noted_images
 from imgcache.operations.fleet import driver_of
 from imgcache.plan import EntryOutcome, EntryReport, EntryWord, HostFailure, OutcomeWord
 from imgcache.policy import hold_all, too_many_removals
-from imgcache.shared_storage import HostView, group_by_storage, not_examined, unite
+from imgcache.shared_storage import HostView, group_by_storage, unite, why_held
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
@@ -98,9 +98,7 @@ async def _plan_group(
     cache = unite(group)
     driver = driver_of(hosts[group[0].host])
     plan = await planner(driver, cache, [view.host for view in group])
-    if missing := not_examined(group):
-        few = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if missing[5:] else "")
-        reason = f"{few} use the same storage and were not examined in this run"
+    if reason := why_held(group):
         plan = hold_all(plan, ErrorCode.SHARED, reason)
     sharers = tuple(hosts[view.host] for view in group[1:])
     return PlannedHost(hosts[group[0].host], plan, noted_images(driver, cache.entries), sharers)

@@ -8,17 +8,18 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from imgcache.errors import UsageError
+from imgcache.errors import ErrorCode, UsageError
 from imgcache.events import HostFailed, Notice
 from imgcache.guards import is_pinned
 from imgcache.operations.fleet import FleetRequest, open_fleet
 from imgcache.operations.inspect import inspect_hosts
 from imgcache.operations.selection import select_hosts
 from imgcache.plan import HostStatus, StatusReport, StatusTotal
-from imgcache.policy import PrunePolicy, cache_bytes, check_policy, plan_prune
+from imgcache.policy import PrunePolicy, cache_bytes, check_policy, hold_all, plan_prune
+from imgcache.shared_storage import HostView, group_by_storage, unite, why_held
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from imgcache.events import EventSink
     from imgcache.images.base import ImageService
@@ -35,6 +36,8 @@ class StatusRequest(FleetRequest):
     """By which reclaimable is reckoned; the default is what prune does without options."""
     max_used: float | None = None
     """Exit code 5 when some cache's file system is fuller than this share, above 0 and at most 1."""
+    dry_run: bool = True
+    """Looking writes nothing."""
 
 
 def run_status(
@@ -60,14 +63,16 @@ async def _execute(
     service: ImageService | None,
     sink: EventSink,
 ) -> StatusReport:
-    def reckon(host: Host, cache: HostCache) -> HostStatus:
+    def reckon(host: Host, cache: HostCache) -> HostStatus | HostCache:
+        if cache.storage_id or cache.shares_with:
+            return cache  # the others that share it have their say
         return status_of(host, cache, request.policy)
 
     async with open_fleet("status", request, hosts, sink, service=service) as fleet:
         found = await inspect_hosts(fleet, hosts, formats=False, use=True, reduce=reckon)
         for failure in fleet.failures.values():
             sink.emit(HostFailed(failure))
-        statuses = tuple(found.values())
+        statuses = _statuses(hosts, found, request.policy)
         report = StatusReport(
             run_id=fleet.run_id,
             command="status",
@@ -86,9 +91,33 @@ async def _execute(
         return report
 
 
-def status_of(host: Host, cache: HostCache, policy: PrunePolicy) -> HostStatus:
-    """Return the room one host's cache takes. Of a shared storage: as this host alone sees its use."""
-    plan = plan_prune(cache, policy)
+def _statuses(
+    hosts: Iterable[Host], found: Mapping[str, HostStatus | HostCache], policy: PrunePolicy
+) -> tuple[HostStatus, ...]:
+    """Return the statuses, in the order of the hosts; caches that are shared are reckoned together."""
+    by_name = {host.name: host for host in hosts}
+    statuses = {name: one for name, one in found.items() if isinstance(one, HostStatus)}
+    views = [HostView(name, one) for name, one in found.items() if not isinstance(one, HostStatus)]
+    for group in group_by_storage(views):
+        for view in group:
+            statuses[view.host] = status_of(by_name[view.host], view.cache, policy, group)
+    return tuple(statuses[name] for name in by_name if name in statuses)
+
+
+def status_of(
+    host: Host, cache: HostCache, policy: PrunePolicy, group: Sequence[HostView] = ()
+) -> HostStatus:
+    """Return the room one host's cache takes; ``group``: this view and those of hosts that share the cache.
+
+    What of it is in use and reclaimable is as prune would have it: as all of them together say.
+    """
+    united = unite(group) if group else cache
+    plan = plan_prune(united, policy)
+    if group and (reason := why_held(group)):
+        plan = hold_all(plan, ErrorCode.SHARED, reason)
+    problems = cache.evidence_problems
+    if plan.reason and not problems:
+        problems = (plan.reason,)
     taken = cache_bytes(cache)
     return HostStatus(
         host=host.name,
@@ -101,8 +130,8 @@ def status_of(host: Host, cache: HostCache, policy: PrunePolicy) -> HostStatus:
         entries=len(cache.entries),
         cache_bytes=taken,
         nova_usage_bytes=cache.nova_usage_bytes,
-        in_use_bytes=sum(entry.allocated_bytes for entry in cache.entries if entry.users),
-        pinned_bytes=sum(entry.allocated_bytes for entry in cache.entries if is_pinned(entry)),
+        in_use_bytes=sum(entry.allocated_bytes for entry in united.entries if entry.users),
+        pinned_bytes=sum(entry.allocated_bytes for entry in united.entries if is_pinned(entry)),
         reclaimable_bytes=plan.bytes_to_free,
         reclaimable_entries=len(plan.removals),
         filesystem_size_bytes=cache.filesystem_size_bytes,
@@ -110,7 +139,7 @@ def status_of(host: Host, cache: HostCache, policy: PrunePolicy) -> HostStatus:
         reserved_host_disk_mb=cache.policy.reserved_host_disk_mb,
         reserves_cache=cache.policy.reserves_cache,
         cache_reserve_mb=_reserve_mb(cache, taken),
-        evidence_problems=cache.evidence_problems,
+        evidence_problems=problems,
     )
 
 
