@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 #: What a host that has everything needs; a host that lacks something gets the others as well.
 WARM_MODULES = ("conf", "cache")
 PROBE_MODULES = ("conf", "cache", "watch", "qemu", "download", "probe")
-STORAGE_MODULES = ("mounts", "facts")
+STORAGE_MODULES = ("mounts", "sharing")
 FETCH_MODULES = (
     *("watch", "staging", "journal", "formats", "qemu"),
     *("download", "body", "sources", "fetch"),

@@ -26,7 +26,7 @@ RENEW_MODULES = ("conf", "cache")
 LIST_MODULES = (
     *RENEW_MODULES,
     *("watch", "staging", "formats"),
-    *("headers", "mounts", "processes", "usage", "facts", "entries"),
+    *("headers", "mounts", "sharing", "processes", "usage", "facts", "entries"),
 )
 VERIFY_MODULES = (*LIST_MODULES, "verify")
 REMOVE_MODULES = (*LIST_MODULES, "removal")
@@ -76,7 +76,8 @@ async def inspect(context: HostContext, *, formats: bool, use: bool) -> HostCach
     """See ``Driver.inspect``."""
     async with opened_cache(context, LIST_MODULES) as (talk, opened):
         rows = EntryRows()
-        order = talk.order("list", formats=formats, use=use)
+        mark = not context.dry_run
+        order = talk.order("list", formats=formats, use=use, mark=mark)
         answer = await talk.result(order, timeout_s=_ANSWER_S, on_rows=rows.take)
         return cache_from(opened, answer.fields, rows.entries)
 

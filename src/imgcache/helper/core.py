@@ -23,7 +23,7 @@ ORDERS = {
     "touch": "cache",
     "fetch": "fetch",
     "probe": "probe",
-    "storage": "facts",
+    "storage": "sharing",
     "list": "entries",
     "remove": "removal",
     "clean": "clean",

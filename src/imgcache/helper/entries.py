@@ -233,7 +233,7 @@ class Listing:
             if status is not None:
                 self.send(name, "staging", status, cache.own_fd, is_live(name, cache.own_fd))
         self.rows.flush()
-        return facts.describe(cache, self.nova_usage, self.problems)
+        return facts.describe(cache, self.nova_usage, self.problems, bool(self.order.get("mark")))
 
     def names(self):
         """Return the names in the cache folder; not kept, for there may be very many."""

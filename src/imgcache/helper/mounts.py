@@ -12,6 +12,8 @@ _SHARED = frozenset((
     "nfs", "nfs4", "cifs", "smb3", "smbfs", "ceph", "glusterfs", "lustre", "gpfs", "beegfs", "ocfs2", "gfs",
     "gfs2", "afs", "pvfs2", "orangefs", "panfs", "wekafs", "quobyte", "9p", "virtiofs", "fuse",
 ))  # fmt: skip
+#: The type of what is not in the list, or when there is none to read.
+UNKNOWN = "unknown"
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -32,16 +34,20 @@ class Mounts:
                     path = _OCTAL.sub(_character, before.split(" ")[4])
                     self.all.append((path.rstrip("/") + "/", after.split()[0]))
         except (OSError, IndexError):
-            self.all = [("/", "unknown")]
+            self.all = [("/", UNKNOWN)]
 
-    def kind_at(self, path):
-        """Return the type of the file system that an existing folder, links resolved, is on."""
+    def at(self, path):
+        """Return the mount that an existing folder, links resolved, is on: something to compare."""
         path = path.rstrip("/") + "/"
-        found = (0, 0, "unknown")
+        found = (0, 0, UNKNOWN)
         for number, (at, kind) in enumerate(self.all):
             if path.startswith(at):
                 found = max(found, (len(at), number, kind))
-        return found[2]
+        return found
+
+    def kind_at(self, path):
+        """Return the type of the file system that an existing folder, links resolved, is on."""
+        return self.at(path)[2]
 
     def far_from(self, *paths):
         """Return where network storage and automounts begin that none of ``paths`` is on."""

@@ -15,13 +15,14 @@ import re
 import stat
 import time
 
-from . import headers, mounts, processes
+from . import headers, mounts, processes, sharing
 from .staging import new_digest
 
 #: Below instances_path: an instance's folder, and what Nova or an operator put into it.
 _DEPTH = 3
 _CHAIN = 16
 _PROBLEMS = 20
+_PROBLEM_CHARS = 450
 #: How often a folder is read again because something in it is new or was renamed meanwhile.
 _ROUNDS = 50
 #: A header is remembered only when its file has been left alone for so long: within one tick of a
@@ -89,6 +90,7 @@ class Scan:
         self.paths = {}
         self.followed = set()
         self.folders = set()
+        self.mounts = usage.mounts
         self.far = usage.mounts.far_from(self.cache.instances_path, self.cache.path)
         self.device = None
         if self.cache.cache_fd is not None:
@@ -96,7 +98,10 @@ class Scan:
         self.now = time.time()
 
     def run(self):
-        """Gather all evidence."""
+        """Gather all evidence; what other hosts do with a cache that they share cannot be seen."""
+        doubt = sharing.Sharing(self.cache, self.mounts).doubt
+        if doubt:
+            self.problem(doubt)
         self.look_into_cache()
         folder = self.cache.instances_path
         while folder != "/":  # a link upwards leads to nothing of instances
@@ -142,7 +147,8 @@ class Scan:
         """Note evidence that could not be read."""
         if len(self.problems) < _PROBLEMS:
             text = what if error is None else "%s: %s" % (what, error.strerror or error)
-            self.problems.append(os.fsencode(text).decode("utf-8", "backslashreplace")[:300])
+            text = os.fsencode(text).decode("utf-8", "backslashreplace")
+            self.problems.append(text[:_PROBLEM_CHARS])
 
     # ---- files below instances_path
 

@@ -50,6 +50,8 @@ class ListRequest(FleetRequest):
     """Only entries whose image is gone from the image service."""
     missing: tuple[str, ...] = ()
     """Ids and names of images: tell the hosts that lack one. Exit code 5 when there are any."""
+    dry_run: bool = True
+    """Looking writes nothing."""
 
 
 @dataclass(frozen=True, slots=True)

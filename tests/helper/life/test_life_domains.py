@@ -36,6 +36,7 @@ class Host:
             (folder / part).mkdir(parents=True)
         (folder / "proc/1/maps").touch()
         (folder / "proc/1/cmdline").touch()
+        (folder / "proc/self/mountinfo").write_text("1 0 8:1 / / rw - ext4 /dev/sda rw\n")
 
     def scan(self, *entries: Path) -> usage.Scan:
         """Look for users of these entries."""

@@ -228,7 +228,7 @@ def test_shared_storage(tree: Tree, life: Life) -> None:
     )
     with Life() as second:
         second.start_on(tree.instances)
-        seen = [helper.look()[1] for helper in (life, second, life)]
+        seen = [helper.look(mark=True)[1] for helper in (life, second, life)]
     assert len({facts["storage_id"] for facts in seen}) == 1
     assert len(seen[0]["storage_id"]) == 32
     assert [facts["shares_with"] for facts in seen] == [["future", "other"]] * 3

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 #: What the orders about the life of the cache need, in loading order.
 LIFE = (
-    "watch", "staging", "formats", "headers", "mounts", "processes", "usage", "facts", "entries", "removal",
-    "clean", "verify",
+    "watch", "staging", "formats", "headers", "mounts", "sharing", "processes", "usage", "facts", "entries",
+    "removal", "clean", "verify",
 )  # fmt: skip
 DAY = 86400
 
@@ -111,9 +111,11 @@ class Life(Controller):
                 return rows, frame
             rows += frame["rows"]
 
-    def look(self, *, formats: bool = True, use: bool = True) -> tuple[dict[str, Frame], Frame]:
+    def look(
+        self, *, formats: bool = True, use: bool = True, mark: bool = False
+    ) -> tuple[dict[str, Frame], Frame]:
         """List the cache: rows by name, and the facts."""
-        rows, facts = self.rows(self.order("list", formats=formats, use=use))
+        rows, facts = self.rows(self.order("list", formats=formats, use=use, mark=mark))
         assert len({row["name"] for row in rows}) == len(rows)
         return {row["name"]: row for row in rows}, facts
 
