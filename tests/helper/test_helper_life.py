@@ -599,7 +599,7 @@ def test_qemu_img_disagrees(instances: Path, tmp_path: Path, answer: str) -> Non
 @pytest.mark.row("R7")
 @pytest.mark.row("R8")
 @pytest.mark.parametrize(
-    ("order", "limits"), [("info", "v2097152 t30 f0"), ("convert", "v4194304 tunlimited f2048")]
+    ("order", "limits"), [("info", "v2097152 t30 f0"), ("convert", "v4194304 t601 f2048")]
 )
 def test_qemu_img_is_limited(instances: Path, tmp_path: Path, order: str, limits: str) -> None:
     script = (
@@ -617,6 +617,21 @@ def test_qemu_img_is_limited(instances: Path, tmp_path: Path, order: str, limits
     assert f"{limits} c0 C /dev/null unset / {order}" in message
     if order == "convert":
         assert re.search(r"convert -p -t (none|writeback) -f qcow2 -O raw /\S+ /\S+", message)
+
+
+@pytest.mark.row("R7")
+@pytest.mark.row("H22")
+def test_a_conversion_that_eats_its_cpu_time_is_stopped(instances: Path, tmp_path: Path) -> None:
+    """By the kernel, when qemu-img's threads have used it up: here it has what is left to the helper."""
+    script = f"[ $1 = info ] && echo '{INFO}' && exit\nwhile :; do :; done"
+    with Controller(env=fake_qemu(tmp_path, script), prefix=("prlimit", "--cpu=3")) as helper:
+        helper.open(instances)
+        fetch = helper.fetch(image_of(QCOW2, "qcow2"), PUSH)
+        helper.push_when_ready(fetch, QCOW2)
+        error = helper.error(fetch, timeout_s=30)
+    assert error["code"] == "qemu"
+    assert "used up its CPU time" in error["message"]
+    assert staging_in(instances) == []
 
 
 @pytest.mark.row("H22")

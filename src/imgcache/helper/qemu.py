@@ -9,6 +9,7 @@ Source of the limits for ``info``: nova ``privsep/qemu.py`` (30 s of CPU, 2 GiB 
 import ctypes
 import fcntl
 import json
+import math
 import os
 import resource
 import select
@@ -70,8 +71,11 @@ def info(program, path, watch):
 
 def convert(program, source, source_format, target, virtual_size):
     """Convert ``source`` to raw into the empty staging file ``target``, telling how far it is."""
+    wall_s = _CONVERT_WALL_S + virtual_size / _CONVERT_BYTES_PER_S
     limits = {
         resource.RLIMIT_AS: _CONVERT_MEMORY_BYTES,
+        # All threads together: what unpacks at the least rate for so long has used far less of it.
+        resource.RLIMIT_CPU: math.ceil(wall_s),
         resource.RLIMIT_FSIZE: (virtual_size + _MIB - 1) // _MIB * _MIB,
     }
     mode = "none" if _takes_direct_io(target.fd) else "writeback"
@@ -99,7 +103,7 @@ def convert(program, source, source_format, target, virtual_size):
                 return
             target.watch.tell("convert", min(done, virtual_size), virtual_size)
 
-    _run(command, target.watch, limits, _CONVERT_WALL_S + virtual_size / _CONVERT_BYTES_PER_S, tell)
+    _run(command, target.watch, limits, wall_s, tell)
 
 
 def check(answer, expected):
@@ -149,7 +153,12 @@ def _limiter(limits):
     parent, getppid, getuid, geteuid = os.getpid(), os.getppid, os.getuid, os.geteuid
     setresuid, getegid, setresgid, seteuid = os.setresuid, os.getegid, os.setresgid, os.seteuid
     setgroups = os.setgroups
-    pairs = [(kind, (_within(kind, value),) * 2) for kind, value in limits.items()]
+    pairs = []
+    for kind, value in limits.items():
+        # CPU time has a second in between: there comes a signal that says why, and only then SIGKILL.
+        spare = 1 if kind == resource.RLIMIT_CPU else 0
+        hard = _within(kind, value + spare)
+        pairs.append((kind, (hard - spare, hard)))
     pairs.append((resource.RLIMIT_CORE, (0, 0)))
 
     def limit():
@@ -203,6 +212,9 @@ def _run(command, watch, limits, wall_s, tell=None):
         watch.children.discard(child.pid)
         child.stdout.close()
         child.stderr.close()
+    if child.returncode == -signal.SIGXCPU:
+        message = "%s used up its CPU time and was stopped: the image is damaged or made to do that"
+        raise Failure("qemu", message % name, status=child.returncode)
     if child.returncode:
         said = outputs[child.stderr].decode("utf-8", "replace").strip().splitlines()
         how = "was killed by signal %d" % -child.returncode if child.returncode < 0 else "failed"
