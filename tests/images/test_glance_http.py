@@ -6,6 +6,8 @@ import datetime
 import hashlib
 import ipaddress
 import json
+import socket
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -29,7 +31,7 @@ from servers.openstack import free_port
 from servers.scripted_http import Answer, Request, ScriptedServer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 ID = "b9a1a2f0-6f39-4f0d-9b0c-0d2f0e6d5c11"
@@ -345,11 +347,11 @@ def test_a_wrong_length_is_told_before_the_first_byte() -> None:
             pytest.fail("opened")
 
 
-def make_certificate(folder: Path) -> Path:
+def make_certificate(folder: Path, days_off: int = 0) -> Path:
     """Make a key and a certificate for 127.0.0.1 that nobody knows, in one file."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "imgcache test")])
-    now = datetime.datetime.now(datetime.UTC)
+    now = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days_off)
     address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
     certificate = (
         x509.CertificateBuilder()
@@ -385,6 +387,21 @@ class TestTls:
         assert "OS_CACERT" in (caught.value.hint or "")
         assert sleeps == []
         assert server.requests == []
+
+    @pytest.mark.row("C12")
+    @pytest.mark.parametrize("days_off", [-7, 7], ids=["expired", "not yet valid"])
+    def test_a_wrong_clock_is_told_as_what_may_be_the_cause(
+        self, tmp_path: Path, days_off: int
+    ) -> None:
+        path = make_certificate(tmp_path, days_off)
+        with (
+            ScriptedServer(lambda _: as_json(RECORD), path) as server,
+            service_at(server.url, cacert=str(path)) as service,
+            pytest.raises(ImageServiceUnreachableError) as caught,
+        ):
+            service.find_images([ID])
+        assert "valid" in str(caught.value) or "expired" in str(caught.value)
+        assert "this machine's clock" in (caught.value.hint or "")
 
     def test_a_ca_that_was_named_is_trusted_and_told_to_hosts(self, tmp_path: Path) -> None:
         path = make_certificate(tmp_path)
@@ -425,3 +442,67 @@ class TestTls:
             given = service.access_without_token()
         assert given is not None
         assert given.ca_pem is None
+
+
+@pytest.fixture
+def proxied(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
+    """Have the environment name a proxy for everything, which refuses; return what it was sent."""
+    heard: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def listen() -> None:
+            while True:
+                connection, _ = listener.accept()
+                with connection:
+                    heard.append(connection.recv(65536))
+                    if not heard[-1]:
+                        return
+                    connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+
+        thread = threading.Thread(target=listen)
+        thread.start()
+        address = listener.getsockname()
+        for name in ("http_proxy", "https_proxy", "all_proxy"):
+            for variable in (name, name.upper()):
+                monkeypatch.setenv(variable, f"http://{address[0]}:{address[1]}")
+        yield heard
+        socket.create_connection(address).close()
+        thread.join()
+
+
+@pytest.mark.row("N18")
+@pytest.mark.row("T1")
+class TestProxies:
+    def test_a_proxy_gets_no_password_and_no_token_of_plain_http(
+        self, proxied: list[bytes]
+    ) -> None:
+        def answer(request: Request) -> Answer:
+            return Answer(206, b"x") if request.path.endswith("/file") else as_json(RECORD)
+
+        with ScriptedServer(answer) as server, service_at(server.url) as service:
+            (image,) = service.find_images([ID])
+        assert image.id == ID
+        assert server.requests
+        assert proxied == []
+
+    def test_through_a_proxy_https_is_a_tunnel(self, proxied: list[bytes], tmp_path: Path) -> None:
+        path = make_certificate(tmp_path)
+        with (
+            ScriptedServer(lambda _: as_json(RECORD), path) as server,
+            service_at(server.url, cacert=str(path)) as service,
+            pytest.raises(ImageServiceUnreachableError, match="403 Forbidden"),
+        ):
+            service.find_images([ID])
+        assert server.requests == []
+        assert {line.split(b" ")[0] for line in proxied} == {b"CONNECT"}
+
+    def test_what_only_the_proxy_reaches_is_told_with_the_remedy(
+        self, proxied: list[bytes]
+    ) -> None:
+        with (
+            service_at(f"http://127.0.0.1:{free_port()}") as service,
+            pytest.raises(ImageServiceUnreachableError) as caught,
+        ):
+            service.find_images([ID])
+        assert "no proxy is asked over http" in (caught.value.hint or "")
+        assert proxied == []

@@ -9,6 +9,7 @@ import time
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.request import getproxies
 
 import requests
 import urllib3
@@ -44,18 +45,35 @@ _POOL_SIZE = 64
 _TAGS = re.compile(r"<title>.*?</title>|<h1>.*?</h1>|<[^>]*>", re.DOTALL | re.IGNORECASE)
 
 TLS_HINT = (
-    "name the CA with OS_CACERT or cacert: in clouds.yaml; check the certificate's name and dates"
+    "name the CA with OS_CACERT or cacert: in clouds.yaml; check the certificate's name and dates,"
+    " and this machine's clock"
 )
+_PROXY_HINT = (
+    "; no proxy is asked over http://, since it would read the password and the token: use https://"
+)
+
+
+class _HttpSession(requests.Session):
+    """Asks the environment's proxies for https:// alone, where they see nothing but the host's name."""
+
+    def merge_environment_settings(self, url: Any, *settings: Any, **more: Any) -> Any:
+        merged = super().merge_environment_settings(url, *settings, **more)
+        if not str(url).lower().startswith("https://"):
+            merged["proxies"] = {}
+        return merged
 
 
 def open_session(
     auth: BaseAuthPlugin, *, verify: bool | str, cert: str | tuple[str, str] | None = None
 ) -> Session:
-    """Return a session that several threads may use, that follows no redirect and reads no netrc."""
+    """Return a session that several threads may use, that follows no redirect and reads no netrc.
+
+    Proxies of the environment (``https_proxy``, ``no_proxy`` …) hold for ``https://`` only.
+    """
     if verify is False:
         # told once as a warning of ours, not at every request
         urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
-    http = requests.Session()
+    http = _HttpSession()
     for scheme in ("http://", "https://"):
         http.mount(
             scheme, requests.adapters.HTTPAdapter(pool_connections=4, pool_maxsize=_POOL_SIZE)
@@ -242,6 +260,8 @@ def error_from(error: Exception, label: str) -> ImageServiceError:  # noqa: PLR0
             return ImageServiceUnreachableError(f"{label}: {text}", hint=hint)
         case ksa.ConnectionError() | requests.ConnectionError() | requests.Timeout():
             hint = "check the URL, the network and whether the service runs"
+            if "http://" in text and getproxies().keys() & {"http", "all"}:
+                hint += _PROXY_HINT
             return ImageServiceUnreachableError(f"{label}: {text}", hint=hint)
         case _:
             return ImageServiceError(f"{label}: {text}")
