@@ -156,6 +156,12 @@ class Context:
     async def lend_place(self) -> AsyncIterator[None]:
         yield
 
+    def leave_place(self) -> None:
+        """There is no other host."""
+
+    async def take_place(self) -> None:
+        """There is no other host."""
+
     def needed_when(self, is_needed: Callable[[], bool]) -> None:
         """Nobody waits for it."""
 

@@ -31,13 +31,15 @@ FAKE = Path(__file__).parents[1] / "fakes" / "relay_host.py"
 
 
 class RecordingTransport(LocalTransport):
-    """Keeps what each host was sent."""
+    """Keeps who was contacted, and what each host was sent."""
 
     def __init__(self) -> None:
+        self.opened: list[str] = []
         self.sent: dict[str, bytearray] = {}
 
     @asynccontextmanager
     async def open(self, host: Host, command: str) -> AsyncIterator[Session]:
+        self.opened.append(host.name)
         async with super().open(host, command) as session:
             sent, write = self.sent.setdefault(host.name, bytearray()), session.write
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from imgcache.operations.relay.node import State
 from scenarios.relay_rig import RelayRig
 from servers import misbehaving_http as http
 
@@ -14,7 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from imgcache.events import ItemProgress
+
 DATA = os.urandom(5_000_003)
+SLOW = 1_500_000
+"""Bytes a second."""
 
 
 @pytest.fixture
@@ -36,3 +41,35 @@ def test_a_seed_that_pauses_has_its_place_again_though_its_readers_hold_all(
     outcomes = rig.relay(*(rig.host(n) for n in range(1, 6)), concurrency=concurrency, timeout_s=30)
     assert [one.outcome for one in outcomes] == ["cached"] * 5, outcomes
     rig.assert_cached(image, DATA, 1, 2, 3, 4, 5)
+
+
+def test_a_site_with_more_hosts_than_places_ends_together(rig: RelayRig) -> None:
+    image = rig.add(DATA)
+    receiving: set[str] = set()
+
+    def look(event: ItemProgress) -> None:
+        if not any(node.verified for node in rig.nodes(image).values()):
+            receiving.add(event.host)
+
+    rig.events.on_download = look
+    outcomes = rig.relay(*(rig.host(n) for n in range(1, 9)), concurrency=2, rate_limit=SLOW)
+    assert [one.outcome for one in outcomes] == ["cached"] * 8, outcomes
+    assert len(receiving) == 8
+    assert rig.bytes_served(image) == len(DATA)
+
+
+def test_hosts_that_cannot_read_from_each_other_share_the_places(rig: RelayRig) -> None:
+    image = rig.add(DATA)
+    most = 0
+
+    def look(_: ItemProgress) -> None:
+        nonlocal most
+        nodes = rig.nodes(image).values()
+        most = max(most, sum(node.done > 0 and node.state is State.READING for node in nodes))
+
+    rig.events.on_download = look
+    hosts = [rig.host(n, address="nowhere.invalid") for n in range(1, 7)]
+    outcomes = rig.relay(*hosts, concurrency=2, rate_limit=SLOW)
+    assert [one.outcome for one in outcomes] == ["cached"] * 6, outcomes
+    assert rig.bytes_served(image) == 6 * len(DATA)
+    assert most <= 2

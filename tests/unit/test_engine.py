@@ -219,6 +219,49 @@ def test_waiting_for_a_place_again_is_not_the_hosts_own_time() -> None:
     assert [one.outcome for one in outcomes] == [OutcomeWord.CACHED] * 4
 
 
+def test_a_host_that_has_left_its_place_ends_without_one() -> None:
+    at_work, most = 0, 0
+
+    async def work(context: HostRun, images: Sequence[Image]) -> None:
+        nonlocal at_work, most
+        context.leave_place()
+        if context.host.name == "h0":
+            await asyncio.sleep(0.1)
+            await context.take_place()
+        at_work += 1
+        most = max(most, at_work)
+        await asyncio.sleep(0.2)
+        at_work -= 1
+        await cache_all(context, images)
+
+    outcomes = run(work, hosts=6, concurrency=1)
+    assert [one.outcome for one in outcomes] == [OutcomeWord.CACHED] * 6
+    assert most == 6
+
+
+def test_places_that_were_left_do_not_become_more() -> None:
+    at_work, most = 0, 0
+
+    async def work(context: HostRun, images: Sequence[Image]) -> None:
+        nonlocal at_work, most
+        for _ in range(3):
+            context.leave_place()
+            context.leave_place()
+            await asyncio.sleep(0.01)
+            await context.take_place()
+            at_work += 1
+            most = max(most, at_work)
+            await asyncio.sleep(0.01)
+            at_work -= 1
+        if int(context.host.name[1:]) % 2:
+            context.leave_place()
+        await cache_all(context, images)
+
+    outcomes = run(work, hosts=12, concurrency=2)
+    assert [one.outcome for one in outcomes] == [OutcomeWord.CACHED] * 12
+    assert most == 2
+
+
 @pytest.mark.row("N13")
 @pytest.mark.parametrize(
     ("after_s", "low", "high"),

@@ -64,7 +64,13 @@ Exclude = Annotated[
 AllHosts = Annotated[bool, typer.Option("--all", help="All hosts of the inventory.")]
 Concurrency = Annotated[
     int,
-    typer.Option("--concurrency", min=1, max=1000, metavar="N", help="Hosts at work at a time."),
+    typer.Option(
+        "--concurrency",
+        min=1,
+        max=1000,
+        metavar="N",
+        help="Hosts at work at a time; those that wait, or read from hosts of their site, are not counted.",
+    ),
 ]
 Retries = Annotated[
     int,

@@ -159,6 +159,12 @@ class HostContext(Protocol):
     def lend_place(self) -> AbstractAsyncContextManager[None]:
         """Lend this host's place to another one while it only waits; leaving waits for a place."""
 
+    def leave_place(self) -> None:
+        """Let others have this host's place until it takes one again: it is busy, but only with its site."""
+
+    async def take_place(self) -> None:
+        """Wait for a place, where this host has left its own; see ``needed_when``."""
+
     def needed_when(self, is_needed: Callable[[], bool]) -> None:
         """Say how to tell whether others wait for this host: a place that it has lent is its own then."""
 

@@ -61,6 +61,7 @@ class Offer:
         self.readers = set()
         self.withdrawn = False
         self.moved_at = time.monotonic()
+        self.unlinked_at = None
         try:
             self.fd = os.open("/proc/self/fd/%d" % fd, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
@@ -104,7 +105,9 @@ class Offer:
         """
         if os.fstat(self.fd).st_nlink:
             return True
-        if not self.withdrawn and now - self.moved_at >= hold_s:
+        if self.unlinked_at is None:
+            self.unlinked_at = now  # after a conversion that may have lasted for minutes
+        if not self.withdrawn and now - max(self.moved_at, self.unlinked_at) >= hold_s:
             self.fail()
         if not self.withdrawn or self.readers:
             return True

@@ -203,6 +203,8 @@ class Engine:
             run.give_up_interrupted()
             raise
         finally:
+            if not run.has_place:
+                self.places.take_back_now()
             self.places.end()
             failed = run.has_failed()
             self.all_reported(run)

@@ -90,11 +90,12 @@ class Outside:
         return min((rate for rate in rates if rate is not None), default=None)
 
     async def ticket(self) -> Ticket:
-        """Return the best source that was not given up.
+        """Return the best source that was not given up; waits for a place, if the host has left its own.
 
         Raises:
             HostError: code ``auth``.
         """
+        await self._context.take_place()
         access = None
         if self._kinds[0] is SourceKind.SERVICE:
             access = await self._context.sources.access(self._image, None)

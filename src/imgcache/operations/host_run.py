@@ -154,6 +154,18 @@ class HostRun:
         finally:
             self.has_place = True
 
+    def leave_place(self) -> None:
+        """See ``HostContext``. A host may end without a place."""
+        if self.has_place:
+            self._engine.places.lend()
+            self.has_place = False
+
+    async def take_place(self) -> None:
+        """See ``HostContext``."""
+        if self.begun and not self.has_place:
+            await self.take_back()
+            self.has_place = True
+
     def needed_when(self, is_needed: Callable[[], bool]) -> None:
         """See ``HostContext``."""
         self._is_needed = is_needed

@@ -164,6 +164,14 @@ class _Holding:
         """See ``HostContext``."""
         return self._inner.lend_place()
 
+    def leave_place(self) -> None:
+        """See ``HostContext``."""
+        self._inner.leave_place()
+
+    async def take_place(self) -> None:
+        """See ``HostContext``."""
+        await self._inner.take_place()
+
     def needed_when(self, is_needed: Callable[[], bool]) -> None:
         """See ``HostContext``."""
         self._inner.needed_when(is_needed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -133,6 +134,19 @@ def test_an_unlinked_original_is_held_while_it_is_read(helper: Controller, insta
         assert held["offers"] == []
         assert held["descriptors"] == before + 2  # those of the cache and of our folder in it
         assert rig.ask("image").status == 404
+
+
+def test_an_original_whose_conversion_took_long_is_still_held_for_those_to_come(
+    helper: Controller, instances: Path
+) -> None:
+    with Rig(helper, instances, times={**TIMES, "hold_s": 3.0}) as rig:
+        rig.grow("image", DATA)
+        rig.append("image", len(DATA))
+        rig.end("image", "complete")
+        time.sleep(3.5)  # the conversion; nobody reads meanwhile
+        rig.end("image", "unlink")
+        time.sleep(1.5)  # the relay has looked at it since
+        assert rig.ask("image").read(len(DATA)) == DATA
 
 
 def test_a_file_with_a_name_is_offered_on(helper: Controller, instances: Path) -> None:

@@ -128,7 +128,7 @@ class RelayFeed(DirectFeed):
         return self._node
 
     async def _next(self) -> Ticket:
-        """Return where the host reads from now; waits, with its place lent, for what others find out."""
+        """Return where the host reads from now; waits, without its place, for what others find out."""
         node = self._joined()
         while (stop := self._context.must_stop()) is None:
             if not await self._waits_for_neighbour(node):
@@ -138,8 +138,8 @@ class RelayFeed(DirectFeed):
                 if not placement.wait:
                     self._relay.changed()
                     return await self._outside.ticket()
-            async with self._context.lend_place():
-                await self._relay.wait_for_news(_WAIT_S)
+            self._context.leave_place()
+            await self._relay.wait_for_news(_WAIT_S)
         raise stop
 
     async def _waits_for_neighbour(self, node: Node) -> bool:
@@ -150,12 +150,15 @@ class RelayFeed(DirectFeed):
                 return False
             if not neighbours.worth_asking(node.name, image):
                 return False
-            async with self._context.lend_place():
-                await neighbours.find(self._context, image)
+            self._context.leave_place()
+            await neighbours.find(self._context, image)
         return True
 
     def _ticket_of(self, parent: Node) -> Ticket:
         self._outside.close()
+        # Places spare what hosts share, the image service before all. This one burdens its parent alone, and
+        # a site's hosts end together only when all of them read at the same time.
+        self._context.leave_place()
         self._outside.wishes.forget()
         self._relay.changed()
         access = self._relay.member_of(parent).access(self._image)

@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     from imgcache.operations.relay.site_relay import SiteRelay
 
 #: Hosts that are asked at a time.
-ASKED = 2
-#: How long they may take together: the image service would have begun to send meanwhile.
+ASKED = 4
+#: How long they may take together.
 ASK_S = 10.0
+#: After so long no other hosts are asked for an image, of those of which it is not known that they have it:
+#: the image service would have begun to send meanwhile.
+SEARCH_S = 10.0
 #: A neighbour that nobody reads from for so long is left.
 UNREAD_S = 20.0
 
@@ -36,6 +39,7 @@ class Neighbours:
         self._hosts = hosts
         self._asked: set[tuple[str, str]] = set()
         self._looking: set[str] = set()
+        self._searched_s: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._bug: BaseException | None = None
 
@@ -51,10 +55,14 @@ class Neighbours:
         """Look for a host that has an image; it is then in the image's tree."""
         self._looking.add(image.id)
         try:
-            for hosts in self._rounds(context.host.name, image):
-                self._asked.update((host.name, image.id) for host in hosts)
-                if hosts and await self._ask(context, hosts, image):
-                    return
+            known, others = self._rounds(context.host.name, image)
+            if known and await self._ask(context, known, image):
+                return
+            began = time.monotonic()
+            if others and await self._ask(context, others, image):
+                return
+            searched_s = self._searched_s.get(image.id, 0.0)
+            self._searched_s[image.id] = searched_s + time.monotonic() - began
         finally:
             self._looking.discard(image.id)
             self._relay.changed()
@@ -77,6 +85,8 @@ class Neighbours:
     def _rounds(self, name: str, image: Image) -> tuple[list[Host], ...]:
         """Return the hosts to ask, those of each round at once."""
         known, others = self._relay.warm.get(image.id, []), self._hosts
+        if self._searched_s.get(image.id, 0.0) >= SEARCH_S:
+            others = ()
         return tuple(
             [
                 host
@@ -90,6 +100,7 @@ class Neighbours:
 
     async def _ask(self, context: HostContext, hosts: Sequence[Host], image: Image) -> bool:
         """Ask some hosts at once; whether one has the image. The others are left again."""
+        self._asked.update((host.name, image.id) for host in hosts)
         loop = asyncio.get_running_loop()
         answers = [loop.create_future() for _ in hosts]
         for host, answer in zip(hosts, answers, strict=True):
