@@ -69,7 +69,9 @@ def test_nothing_is_removed_from_a_base_folder_alone_on_nfs(rig: Rig) -> None:
 @pytest.mark.row("H14")
 def test_looking_at_a_shared_cache_writes_nothing_there(rig: Rig) -> None:
     base = rig.base(0, 0)
-    rig.share()
+    shared = rig.share()
+    for number in range(3):
+        mount(rig, number, nfs4=shared)
     before = tree(rig)
     rig.list()
     assert {status.storage_id for status in rig.status().hosts} != {None}
@@ -82,6 +84,21 @@ def test_looking_at_a_shared_cache_writes_nothing_there(rig: Rig) -> None:
     assert words(shown).keys() == words(done).keys()
     assert words(done)["01", "img0"] == ("removed", None)
     assert not base.exists()
+
+
+@pytest.mark.row("H14")
+def test_one_host_that_shares_the_base_folder_alone_keeps_all_of_it(rig: Rig) -> None:
+    """Nova's registry names all hosts of the others' storage, and still not all that use the cache."""
+    base = rig.base(0, 0)
+    shared = rig.share()
+    mount(rig, 0, nfs4=shared)
+    mount(rig, 1, nfs4=base.parent)
+    mount(rig, 2, nfs4=shared)
+    assert {status.reclaimable_bytes for status in rig.status().hosts} == {0}
+    report = rig.prune()
+    assert words(report)["01", ""] == ("error", "evidence")
+    assert "edge1-02" in (report.outcomes[0].reason or "")
+    assert base.exists()
 
 
 @pytest.mark.row("H14")

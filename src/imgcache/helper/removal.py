@@ -39,9 +39,10 @@ class Locks:
     A second descriptor of a lock file would, when closed, let go of the lock.
     """
 
-    def __init__(self, cache, work):
+    def __init__(self, cache, work, dry=False):
         self.cache = cache
         self.work = work
+        self.dry = dry
         self.held = {}
 
     def take(self, name, wait_s):
@@ -54,16 +55,17 @@ class Locks:
             if lock in self.held:
                 continue
             try:
-                fd = self.cache.lock(lock, wait_s, check=self.work.check)
+                fd = self.cache.lock(lock, wait_s, not self.dry, self.work.check)
             except Failure as failure:
                 if failure.code == "interrupted":
                     raise
                 raise Kept(
                     "busy" if failure.code == "busy" else "lock", failure.message
                 ) from failure
-            if fd is None:
+            if fd is not None:
+                self.held[lock] = fd
+            elif not self.dry:  # where there is no lock file, nobody holds the lock
                 raise Kept("lock", _NO_LOCKS)
-            self.held[lock] = fd
 
     def release(self):
         """Let go of all."""
@@ -126,7 +128,8 @@ class Removal:
 
     def batch(self, items, wait_s):
         """Lock, look for users once, remove; return the (item, Kept) that were busy."""
-        locks, locked, busy = Locks(self.cache, self.work), [], []
+        dry = self.order.get("dry", False)
+        locks, locked, busy = Locks(self.cache, self.work, dry), [], []
         deadline = time.monotonic() + wait_s
         try:
             for item in items:

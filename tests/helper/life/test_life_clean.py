@@ -170,3 +170,12 @@ def test_manifests_whose_writer_died(tree: Tree, life: Life) -> None:
     assert dead.exists()
     assert life.clean(0) == {}
     assert (dead.exists(), young.exists()) == (False, True)
+
+
+def test_a_dry_run_makes_no_lock_files(tree: Tree, life: Life) -> None:
+    part = tree.base(f"{sha1('image')}.part")
+    (tree.instances / "locks").rmdir()
+    assert life.clean(dry=True) == {part.name: ("kept", "dry-run")}
+    assert not (tree.instances / "locks").exists()
+    assert life.clean() == {part.name: ("removed", None)}
+    assert os.listdir(tree.instances / "locks") == [f"nova-{part.stem}"]
