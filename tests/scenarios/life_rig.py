@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from imgcache.config.load import load_inventory
 from imgcache.events import Notice
@@ -70,6 +74,21 @@ class Rig:
 
     def notices(self) -> str:
         return "\n".join(event.message for event in self.events if isinstance(event, Notice))
+
+    def blind(self, name: str, *, from_start: int = 1) -> None:
+        """Let helpers on a host see only a container's processes, from this start on: evidence is missing."""
+        apart = ["unshare", "--pid", "--fork", "--mount-proc"]
+        tried = subprocess.run([*apart, "true"], check=False, capture_output=True)
+        if tried.returncode:
+            pytest.skip("needs root, and process namespaces")
+        folder = self.fleet.folder / name
+        script = folder / "python"
+        script.write_text(
+            f"echo >>{folder}/starts\n"
+            f'[ $(wc -l <{folder}/starts) -lt {from_start} ] || set -- {" ".join(apart)} "$@"\n'
+            'exec "$@"\n'
+        )
+        self.fleet.overrides[name]["python"] = f"sh {script} {sys.executable}"
 
     def share(self, names: Iterable[str] | None = None) -> Path:
         """Let all hosts use the first one's instances path, and register these as Nova does."""

@@ -119,6 +119,23 @@ def test_where_evidence_cannot_be_read_nothing_is_removed_and_the_others_go_on(r
     assert report.exit_code() is ExitCode.ITEMS_FAILED
 
 
+@pytest.mark.row("D6")
+@pytest.mark.row("D9")
+def test_evidence_that_is_lost_before_removing_is_an_error(rig: Rig) -> None:
+    final = rig.base(0, 0)
+    rig.base(1, 0)
+    rig.blind("edge1-01", from_start=2)
+    report = rig.prune()
+    assert words(report) == {
+        ("01", ""): ("error", "evidence"),
+        ("01", "img0"): ("kept", "evidence"),
+        ("02", "img0"): ("removed", None),
+    }
+    assert "container" in next(str(one.reason) for one in report.outcomes if not one.entry)
+    assert report.exit_code() is ExitCode.ITEMS_FAILED
+    assert final.exists()
+
+
 def test_gone_and_keep(rig: Rig) -> None:
     rig.selection = Selection(hosts=("edge1-01",))
     rig.precache("img0", "img1", "img2")

@@ -289,6 +289,41 @@ def test_clean_takes_dead_transfers_and_leaves_live_and_young_ones(rig: Rig) -> 
     assert words(rig.clean())["01", live.name] == ("removed", None)
 
 
+@pytest.mark.row("D6")
+def test_clean_removes_nothing_where_evidence_cannot_be_read_and_says_so(rig: Rig) -> None:
+    base = rig.base(0, 0)
+    own = base.parent / ".imgcache"
+    own.mkdir()
+    dead = own / f"{'a' * 40}.{'0' * 16}.staging"
+    journal = own / f"{'b' * 40}.{'0' * 16}.staging.json"
+    original = own / f"{'c' * 40}.original"
+    lost = own / f"{'d' * 40}.json"
+    part = base.with_name(f"{'e' * 40}.part")
+    empty = rig.base(0, 1, data=b"")
+    for path in (dead, journal, original, lost, part):
+        path.write_bytes(b"x" * 5000)
+        rig.aged(path, 3 * DAY)
+    rig.blind("edge1-01")
+    kept = {
+        ("01", ""): ("error", "evidence"),
+        **{("01", path.name): ("kept", "evidence") for path in (dead, original, part)},
+    }
+    for dry in (True, False):
+        report = rig.clean(dry_run=dry)
+        assert words(report) == kept
+        assert report.exit_code() is ExitCode.ITEMS_FAILED
+        assert report.bytes_freed == 0
+    assert words(rig.clean(invalid=True)) == {**kept, ("01", "img1"): ("kept", "evidence")}
+    assert all(path.exists() for path in (dead, journal, original, lost, part, empty))
+    for path in (dead, original, part, empty):
+        path.unlink()
+    # For a note without its file nobody needs to be asked; for entries that may be invalid, somebody does.
+    assert words(rig.clean()) == {}
+    assert not journal.exists()
+    assert not lost.exists()
+    assert words(rig.clean(invalid=True)) == {("01", ""): ("error", "evidence")}
+
+
 @pytest.mark.row("D15")
 def test_clean_takes_invalid_entries_only_when_asked_and_never_what_is_used_or_pinned(
     rig: Rig,

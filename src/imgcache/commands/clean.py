@@ -53,7 +53,8 @@ def clean(  # noqa: PLR0917 - options are parameters in Typer
     This deletes files, at once and without a question; --dry-run shows what it would do. A transfer's file
     (imgcache's own, or Nova's .part and .converted) goes when nothing has changed it for --stall-age, never
     less than one hour, when nobody holds its lock, and when no process has it open; a live transfer is kept,
-    also one of another controller.
+    also one of another controller. On a host where not all evidence of use can be read nothing goes, which is
+    an error.
 
     With --invalid it also looks at the images that could be removed, and removes those whose size, format or
     digest is not what was noted, under all guards of imgcache prune: nothing that is in use by any evidence

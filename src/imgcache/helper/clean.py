@@ -1,4 +1,8 @@
-"""Removes what broken transfers left behind, ours and Nova's; what anybody is at work on stays."""
+"""Removes what broken transfers left behind, ours and Nova's; what anybody is at work on stays.
+
+Where not all evidence of use can be read, no file is removed at all, not even one of our own that no
+instance has ever seen: what holds on a host then needs no exception that somebody would have to know.
+"""
 
 # mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
 # ruff: noqa: EM101, SIM105 - a Failure's code is a literal; imports are dear on a host
@@ -9,7 +13,7 @@ import time
 
 from . import entries
 from .core import os_failure
-from .removal import Kept, Locks, Removal
+from .removal import Kept, Locks, Removal, check_evidence
 from .staging import JOURNAL, lock_first_byte
 
 #: A pre-caching by Nova's own API holds no lock while it downloads: so no file of Nova's that is younger.
@@ -20,6 +24,10 @@ _ORIGINAL = ".original"
 
 class Clean(Removal):
     """One order ``clean``."""
+
+    def __init__(self, session, order, work):
+        super().__init__(session, order, work)
+        self.evidence = None
 
     def run_all(self):
         """Remove all dead staging files, and manifests without a file."""
@@ -39,11 +47,23 @@ class Clean(Removal):
             self.run(items[start : start + 100])
         if cache.own_fd is not None:
             self.clean_originals()
-            if not self.order["dry"]:
+            if not self.order["dry"] and not (self.evidence and self.evidence.problems):
                 self.forget_lost()
                 self.forget_journals()
         self.rows.flush()
         return {}
+
+    def look_for_users(self, items):
+        """Gather the evidence once more; what could not be read once keeps all that is left."""
+        before, self.evidence = self.evidence, super().look_for_users(items)
+        self.evidence.problems = (before and before.problems) or self.evidence.problems
+        return self.evidence
+
+    def check_host(self):
+        """Keep everything on a host that does not tell all about use; looked at once something may go."""
+        if self.evidence is None:
+            self.look_for_users([])
+        check_evidence(self.evidence)
 
     # ---- ours
 
@@ -56,6 +76,7 @@ class Clean(Removal):
                 continue
             try:
                 self.check_ours(name, status)
+                self.check_host()
                 if self.order["dry"]:
                     raise Kept("dry-run", "it would be removed")
                 self.unlink_ours(name)
@@ -136,6 +157,7 @@ class Clean(Removal):
         cache = self.cache
         if not stat.S_ISREG(status.st_mode):
             raise Kept("foreign", "it is no regular file")
+        self.check_host()
         if self.order["dry"]:
             raise Kept("dry-run", "it would be removed")
         locks.take(base, 0)

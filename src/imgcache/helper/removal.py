@@ -74,6 +74,12 @@ class Locks:
         self.held = {}
 
 
+def check_evidence(scan):
+    """Keep everything where not all evidence of use could be read."""
+    if scan.problems:
+        raise Kept("evidence", "who uses it cannot be told: " + "; ".join(scan.problems[:3]))
+
+
 class Removal:
     """What ``remove`` and ``clean`` share: a batch of items, each with a guard."""
 
@@ -192,8 +198,7 @@ class Removal:
 
     def check_use(self, item, scan):
         """Keep what is used, or may be."""
-        if scan.problems:
-            raise Kept("evidence", "who uses it cannot be told: " + "; ".join(scan.problems[:3]))
+        check_evidence(scan)
         users = sorted(scan.users.get(item["name"], ()))
         if users:
             more = " and %d more" % (len(users) - 3) if len(users) > 3 else ""

@@ -12,7 +12,12 @@ from imgcache.guards import HARD_FLOOR_S
 from imgcache.model import EntryKind
 from imgcache.operations.fleet import FleetRequest, open_fleet
 from imgcache.operations.invalid import find_faults, plan_faults
-from imgcache.operations.removal import carry_out, refuse_too_many, report_of
+from imgcache.operations.removal import (
+    carry_out,
+    refuse_too_many,
+    report_of,
+    with_evidence_error,
+)
 from imgcache.operations.selection import select_hosts
 from imgcache.plan import EntryOutcome, EntryWord
 
@@ -79,11 +84,11 @@ async def _execute(
         await driver.clean(context, stall_age_s, lambda row: _note(rows, row))
 
     async with open_fleet("clean", request, hosts, sink, service=service) as fleet:
-        planned = []
+        planned, blind = [], {}
         if request.invalid:
             # First of all, so that a refusal comes before anything is removed.
             faults = await find_faults(fleet, hosts, bytes_per_s=request.bytes_per_s)
-            planned = await plan_faults(fleet, hosts, faults)
+            planned, blind = await plan_faults(fleet, hosts, faults), faults.blind
             refuse_too_many(fleet, planned, request.max_delete)
         reachable = [host for host in hosts if host.name not in fleet.failures]
         await fleet.each(reachable, clean)
@@ -93,6 +98,9 @@ async def _execute(
         }
         for name, rows in (await carry_out(fleet, planned)).items():
             found.setdefault(name, []).extend(rows)
+        for host in reachable:
+            rows = found[host.name]
+            found[host.name] = with_evidence_error(host, rows, blind.get(host.name))
         return report_of(fleet, found)
 
 

@@ -42,6 +42,8 @@ class Faults:
 
     by_host: dict[str, dict[str, Fault]] = field(default_factory=dict)
     """Host name -> entry name -> fault."""
+    blind: dict[str, str] = field(default_factory=dict)
+    """Host name -> what of the evidence could not be read, so that nothing may be looked for."""
     sharing: set[str] = field(default_factory=set)
     _claimed: dict[str, str] = field(default_factory=dict)
 
@@ -75,6 +77,8 @@ async def find_faults(fleet: Fleet, hosts: Sequence[Host], *, bytes_per_s: int |
     async def look(context: HostRun, driver: Driver) -> None:
         name = context.host.name
         cache = await driver.inspect(context, formats=True, use=True)
+        if cache.evidence_problems:
+            faults.blind[name] = "; ".join(cache.evidence_problems[:3])
         if not faults.is_first(name, cache):
             return
         rules = Rules(policy=cache.policy, override_host=True)

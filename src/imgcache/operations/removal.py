@@ -254,7 +254,21 @@ def _as_done(one: PlannedHost, failure: HostFailure | None) -> list[EntryOutcome
         freed = row.bytes if row and ending[0] is EntryWord.REMOVED else 0
         entry = decision.entry
         rows.append(entry_outcome(one.host, entry, _label(one, entry), ending, bytes_freed=freed))
-    return rows
+    return with_evidence_error(one.host, rows)
+
+
+def with_evidence_error(
+    host: Host, rows: list[EntryOutcome], reason: str | None = None
+) -> list[EntryOutcome]:
+    """Return a host's outcomes with its error when it could not tell what is in use, unless that is there.
+
+    ``reason``: what could not be read; None: what the host says of an entry that it kept for it.
+    """
+    blind = [row for row in rows if row.code is ErrorCode.EVIDENCE]
+    if any(not row.entry for row in blind) or not (blind or reason):
+        return rows
+    why = reason or f"use could not be found out completely: {blind[0].reason}"
+    return [host_outcome(host, EntryWord.ERROR, ErrorCode.EVIDENCE, why), *rows]
 
 
 def _result(row: RemovalRow, decision: Decision, *, lost_before: bool) -> Ending:
