@@ -380,10 +380,14 @@ def test_a_dry_run_of_any_command_changes_nothing(life: LifeSite) -> None:
     damaged.write_bytes(b"X" + damaged.read_bytes()[1:])
     life.age("debian-12", 3 * DAY)
     life.run("pin", "--host", "edge1-01", "--for", "1d", "rescue")
+    for lock in life.folder.glob("*/locks/*"):
+        lock.unlink()
     before = life.snapshot()
     for argv in (
         ["prune"],
         ["clean", "--invalid"],
+        ["verify"],
+        ["verify", "--adopt", "--repair"],
         ["delete", "debian-12"],
         ["pin", "--forever", "debian-12"],
         ["unpin", "rescue"],
@@ -391,7 +395,7 @@ def test_a_dry_run_of_any_command_changes_nothing(life: LifeSite) -> None:
         ["precache", "--keep-for", "1h", "rescue"],
     ):
         done = life.run(*argv, "--all", "--dry-run", "-f", "json")
-        assert done.returncode in {0, 1}, done.stderr
+        assert done.returncode in {0, 1, 5}, done.stderr
         assert life.snapshot() == before, argv
 
 

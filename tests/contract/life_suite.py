@@ -128,6 +128,26 @@ class LifeSuite:
             assert [(row.base_name, row.state) for row in rows] == [(entry.name, NoteState.RENEWED)]
             assert entries_of(bench, image)[0].mtime_ns >= entry.mtime_ns
 
+    def test_verifying_in_a_dry_run_writes_nothing(self, bench: Bench) -> None:
+        need(bench, "verify")
+        image = bench.stock.add(os.urandom(90_000))
+        bench.precache(image)
+        (entry,) = entries_of(bench, image)
+        verdicts: list[Verdict] = []
+
+        async def verify(context: Context) -> None:
+            await bench.driver.verify(
+                context, [entry.name], adopt={}, bytes_per_s=None, on_verdict=verdicts.append,
+                on_progress=lambda *_: None,
+            )  # fmt: skip
+
+        before = bench.tree()
+        bench.run(verify, dry_run=True)
+        assert [one.state for one in verdicts] == [VerdictState.INTACT]
+        assert bench.tree() == before
+        bench.run(verify)
+        assert bench.tree() != before, "that it was verified is noted"
+
     def test_pins_are_noted_and_taken_back(self, bench: Bench) -> None:
         need(bench, "pin")
         image = bench.stock.add(os.urandom(900))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import struct
 import subprocess
@@ -72,17 +71,11 @@ class LifeSite:
         (self.folder / "nova.conf").write_text(text, "utf-8")
 
     def snapshot(self) -> dict[str, tuple[int, bytes]]:
-        """Return what is below the instances paths: path -> mtime and content.
-
-        Without the time of the last verification: reading a file again is noted in a dry run, too.
-        """
+        """Return what is below the instances paths: path -> mtime and content."""
         found = {}
         for name in self.names:
             for path in self.instances(name).rglob("*"):
                 content = path.read_bytes() if path.is_file() else b""
-                if path.suffix == ".json":
-                    found[str(path)] = (0, re.sub(rb'"verified_at": "[^"]*"', b"", content))
-                    continue
                 found[str(path)] = (path.stat().st_mtime_ns if path.is_file() else 0, content)
         return found
 

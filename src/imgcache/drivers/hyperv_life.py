@@ -153,7 +153,8 @@ async def verify(
                 on_progress(name, done, total)
 
             algo = image.digest.algo if image else None
-            order = talk.order("hyperv_verify", base=name, rate=bytes_per_s, algo=algo)
+            dry = context.dry_run
+            order = talk.order("hyperv_verify", base=name, rate=bytes_per_s, algo=algo, dry=dry)
             try:
                 answer = await talk.result(order, timeout_s=_SILENCE_S, on_progress=progress)
                 verdict = verdict_from(name, answer.fields)

@@ -99,7 +99,8 @@ async def verify(
                 on_progress(name, done, total)
 
             fields = _adopt_fields(context, image) if image else None
-            order = talk.order("vmware_verify", base=name, rate=bytes_per_s, adopt=fields)
+            dry = context.dry_run
+            order = talk.order("vmware_verify", base=name, rate=bytes_per_s, adopt=fields, dry=dry)
             try:
                 answer = await talk.result(order, timeout_s=_LONG_S, on_progress=progress)
                 verdict = _verdict(name, image, answer.fields)

@@ -22,11 +22,11 @@ def _answer(state, reason=None, algo=None, value=None, size=None):
     return {"state": state, "reason": reason, "algo": algo, "value": value, "size": size}
 
 
-def _open_settled(store, image_id):
+def _open_settled(store, image_id, dry):
     """Return (``Final``, descriptor) of a final that nobody is writing any more, or None."""
     if store.final(image_id) is None:
         return None
-    lock_fd = store.lock(image_id, winstore.LOCK_WAIT_S)
+    lock_fd = store.lock(image_id, winstore.LOCK_WAIT_S, create=not dry)
     try:
         final = store.final(image_id)
         if final is None:
@@ -39,7 +39,8 @@ def _open_settled(store, image_id):
             raise Failure("busy", final.path + " is open elsewhere, and cannot be read") from error
         raise os_failure(error, "cannot read " + final.path) from error
     finally:
-        os.close(lock_fd)
+        if lock_fd is not None:
+            os.close(lock_fd)
 
 
 def _hash(fd, size, algo, rate, work):
@@ -71,7 +72,8 @@ def _signature(status):
 
 def _verify(store, order, work):
     image_id = winstore.check_id(order["base"])
-    opened = _open_settled(store, image_id)
+    dry = order.get("dry", False)
+    opened = _open_settled(store, image_id, dry)
     if opened is None:
         return _answer("absent")
     final, fd = opened
@@ -97,7 +99,8 @@ def _verify(store, order, work):
         return _answer("unmanaged", "nothing is written down about it", algo, value, size)
     if value != stored["value"]:
         return _answer("damaged", "its %s is not the one written down" % algo, algo, value, size)
-    return _answer("intact", _note_intact(store, image_id), algo, value, size)
+    reason = None if dry else _note_intact(store, image_id)
+    return _answer("intact", reason, algo, value, size)
 
 
 def _note_intact(store, image_id):

@@ -106,14 +106,15 @@ def _step_back():
         pass
 
 
-def open_settled(cache, base):
+def open_settled(cache, base, dry=False):
     """Return a descriptor of a final that nobody is writing any more, or None.
 
     Nova downloads some images straight into the final, holding the lock: whoever gets the lock sees it whole.
+    ``dry``: make no lock file; where there is none, nobody holds it.
     """
     if cache.find(base) is None:
         return None
-    lock_fd = cache.lock(base, _LOCK_WAIT_S)
+    lock_fd = cache.lock(base, _LOCK_WAIT_S, not dry)
     try:
         if cache.find(base) is None:
             return None
@@ -130,8 +131,8 @@ def _answer(state, reason=None, algo=None, value=None, size=None):
 
 
 def _verify(cache, order, work):
-    base = order["base"]
-    fd = open_settled(cache, base)
+    base, dry = order["base"], order.get("dry", False)
+    fd = open_settled(cache, base, dry)
     if fd is None:
         return _answer("absent")
     try:
@@ -157,12 +158,16 @@ def _verify(cache, order, work):
         return _answer("unmanaged", lack, algo, value, size)
     if value != stored["value"]:
         return _answer("damaged", "its %s is not the one written down" % algo, algo, value, size)
+    return _answer("intact", None if dry else _note_intact(cache, base), algo, value, size)
+
+
+def _note_intact(cache, base):
+    """Note when a final was verified; return None, or why that was not possible."""
     try:
         cache.change_manifest(base, lambda it: it.update(verified_at=caches.utc_now()))
-        reason = None
     except (OSError, Failure) as error:
-        reason = "intact, but that could not be written down: %s" % error
-    return _answer("intact", reason, algo, value, size)
+        return "intact, but that could not be written down: %s" % error
+    return None
 
 
 def note_proven(cache, base, fd, algo, value):

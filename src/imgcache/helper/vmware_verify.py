@@ -77,6 +77,7 @@ class Verify:
         self.order = order
         self.image_id = order["base"]
         self.adopt = order.get("adopt")
+        self.dry = order.get("dry", False)
         self.hashing = Hashing(cluster, order["rate"], watch)
 
     def run(self):
@@ -115,7 +116,10 @@ class Verify:
             return self.adopted(copy, algo, value, size)
         if stored.get("value") is None:
             self.note(copy, lambda known: known["stored"].update(algo=algo, value=value))
-            reason = where + "vSphere made it of the image; its %s is noted from now on" % algo
+            reason = where + "vSphere made it of the image; its %s %s" % (
+                algo,
+                "would be noted" if self.dry else "is noted from now on",
+            )
             return _answer("unmanaged", reason, algo, value, size)
         if value != stored["value"]:
             reason = "%sits %s is not the one that was noted" % (where, algo)
@@ -124,8 +128,9 @@ class Verify:
         return _answer("intact", None, algo, value, size)
 
     def note(self, copy, change):
-        """Change what is noted about a copy."""
-        change_manifest(self.cluster, copy.store, self.image_id, change)
+        """Change what is noted about a copy, unless in a dry run."""
+        if not self.dry:
+            change_manifest(self.cluster, copy.store, self.image_id, change)
 
     def adopted(self, copy, algo, value, size):
         """Note a copy as the image's, when its bytes are."""

@@ -209,13 +209,17 @@ class Store:
 
     # ---- Nova's locks
 
-    def lock(self, name, wait_s, check=None):
+    def lock(self, name, wait_s, check=None, create=True):
         """Take Nova's lock of a name; return its descriptor, whose closing releases it.
+
+        None: it has no file, and shall not get one; so nobody holds it.
 
         Raises:
             Failure: ``busy``, ``lock``.
         """
         path = os.path.join(self.path, "nova-%s-cache.lock" % name)
+        if not create and status_of(path) is None:
+            return None
         fd = _take_lock(path, wait_s, check)
         if fd is None:
             raise Failure("busy", "Nova, or another tool, holds " + path, waited_s=wait_s)

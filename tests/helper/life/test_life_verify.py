@@ -47,6 +47,16 @@ def test_intact(tree: Tree, life: Life) -> None:
     assert path.stat().st_mtime_ns == mtime
 
 
+def test_a_dry_run_notes_nothing_and_makes_no_lock_file(tree: Tree, life: Life) -> None:
+    path = tree.image("image", DATA)
+    place = tree.manifest(path)
+    before = place.read_bytes(), place.stat().st_mtime_ns
+    (tree.instances / "locks").rmdir()
+    assert verify(life, path, dry=True)["state"] == "intact"
+    assert (place.read_bytes(), place.stat().st_mtime_ns) == before
+    assert not (tree.instances / "locks").exists()
+
+
 @pytest.mark.parametrize("damage", ["one bit", "shorter", "longer", "hole"])
 def test_damaged(damage: str, tree: Tree, life: Life) -> None:
     path = tree.image("image", DATA)

@@ -234,6 +234,8 @@ def test_what_vsphere_made_is_proven_from_its_first_look_on(bench: Bench) -> Non
     fields = bench.image(vmdk("monolithicSparse"), properties={"vmware_disktype": "sparse"})
     bench.fetch(fields)
     name = fields["image"]["id"]
+    shown = verify(bench, name, dry=True)
+    assert (shown["state"], "would be noted" in shown["reason"]) == ("unmanaged", True)
     first = verify(bench, name)
     assert (first["state"], "noted from now on" in first["reason"]) == ("unmanaged", True)
     assert verify(bench, name)["state"] == "intact"
