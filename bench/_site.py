@@ -27,6 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
+from _skip import skip
+
 from servers.openstack import (
     OPEN_POLICY,
     Glance,
@@ -54,12 +56,12 @@ def enter_namespace() -> None:
             sh(f"mount --bind /dev/null {rc_file}")
         return
     if os.geteuid() != 0:
-        sys.exit("skipped: network namespaces need root")
+        skip("network namespaces need root")
     for program in ("ip", "tc", "unshare", "/usr/sbin/sshd"):
         if not shutil.which(program):
-            sys.exit(f"skipped: {program} is missing")
+            skip(f"{program} is missing")
     if find_venv() is None:
-        sys.exit("skipped: Glance is missing (make setup)")
+        skip("Glance is missing (make setup)")
     words = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
     os.execvpe("unshare", [*words, sys.executable, *sys.argv], {**os.environ, _INSIDE: "1"})
 

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from _skip import skip
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -31,7 +33,7 @@ def enter_namespace() -> None:
             subprocess.run(["mount", "--bind", "/dev/null", rc_file], check=True)
         return
     if os.geteuid() != 0:
-        sys.exit("skipped: network namespaces need root")
+        skip("network namespaces need root")
     environment = {**os.environ, _INSIDE: "1"}
     os.execvpe("unshare", ["unshare", "--net", "--mount", sys.executable, *sys.argv], environment)
 

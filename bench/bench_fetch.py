@@ -26,6 +26,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from _skip import skip
+
 from imgcache.drivers.libvirt import FETCH_MODULES, WARM_MODULES
 from imgcache.drivers.transfer import DEFAULT_LIMITS
 from imgcache.model import Host, HostSettings
@@ -155,7 +157,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     if not shutil.which("curl"):
-        sys.exit("skipped: curl is missing")
+        skip("curl is missing")
     with tempfile.TemporaryDirectory(prefix="imgcache-bench-", dir=arguments.folder) as name:
         folder = Path(name)
         image = folder / "image.raw"

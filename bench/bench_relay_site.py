@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from _site import Site
 
 ALONE = ["--source", "service"]
-RELAY = ["--source", "relay", "--concurrency", "64"]
+RELAY = ["--source", "relay"]
 
 
 class Watcher(threading.Thread):

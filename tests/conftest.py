@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,9 @@ _DROPPED = (
 def pytest_configure(config: pytest.Config) -> None:
     """Clean the environment before any fixture, also one of a whole session, can see it."""
     del config
+    # Whoever starts the tests with nohup, or in the background, has these ignored by all that they start.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in [*os.environ]:
         if name.startswith(_DROPPED_PREFIXES) or name in _DROPPED:
             del os.environ[name]

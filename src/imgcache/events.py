@@ -24,6 +24,8 @@ class RunStarted:
     images: int
     bytes_per_cold_host: int
     concurrency: int
+    helper_digest: str = ""
+    """SHA-256 in hex of the code that imgcache may send to hosts."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from imgcache import __version__
 from imgcache.errors import ConfigError, ErrorCode, ExitCode
 from imgcache.events import (
     Event,
@@ -63,7 +64,7 @@ def test_every_event_has_a_line_with_run_and_host(tmp_path: Path) -> None:
     assert logged(
         tmp_path / "log",
         Notice("before the run", level="info"),
-        RunStarted("run-1", "precache", 2, 1, 5, 10),
+        RunStarted("run-1", "precache", 2, 1, 5, 10, "abc123"),
         HostStarted("h1"),
         ItemProgress("h1", IMAGE.id, IMAGE.name, "download", 1, 2),
         ItemRetry("h1", IMAGE.id, 1, 2.0, "reset"),
@@ -74,7 +75,13 @@ def test_every_event_has_a_line_with_run_and_host(tmp_path: Path) -> None:
         RunEnded(interrupted=False),
     ) == [
         ("INFO", "-", "-", "before the run"),
-        ("INFO", "run-1", "-", "precache started: 2 hosts, 1 images, 5 bytes per cold host, concurrency 10"),
+        (
+            "INFO",
+            "run-1",
+            "-",
+            "precache started: 2 hosts, 1 images, 5 bytes per cold host, concurrency 10, "
+            f"imgcache {__version__} with helper sha256:abc123",
+        ),
         ("INFO", "run-1", "h1", "started"),
         ("WARNING", "run-1", "h1", "repetition 1 in 2.0s: reset"),
         (

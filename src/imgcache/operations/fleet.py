@@ -28,6 +28,7 @@ from imgcache.operations.places import MOST_LENDERS
 from imgcache.operations.sources import NoSources
 from imgcache.operations.strangers import fenced
 from imgcache.transport.dispatch import open_transport
+from imgcache.transport.launch import helper_digest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -233,6 +234,7 @@ async def open_fleet(
                     images=len(images),
                     bytes_per_cold_host=sum(image.size_bytes for image in images),
                     concurrency=concurrency,
+                    helper_digest=helper_digest(),
                 )
             )
             yield fleet

@@ -9,6 +9,7 @@ import time
 import traceback
 from typing import TYPE_CHECKING
 
+from imgcache import __version__
 from imgcache.errors import ConfigError, Problem
 from imgcache.events import (
     EntryEnded,
@@ -157,7 +158,8 @@ def _entry(event: Event) -> tuple[int, str | None, str]:
         case RunStarted():
             text = (
                 f"{event.command} started: {event.hosts} hosts, {event.images} images, "
-                f"{event.bytes_per_cold_host} bytes per cold host, concurrency {event.concurrency}"
+                f"{event.bytes_per_cold_host} bytes per cold host, concurrency {event.concurrency}, "
+                f"imgcache {__version__} with helper sha256:{event.helper_digest}"
             )
         case HostStarted():
             text = "started"

@@ -45,8 +45,8 @@ def test_a_fetch_goes_on_from_another_host(
 ) -> None:
     helper.open(instances)
     with MisbehavingPeer(DATA, mode, tls=tls) as bad, MisbehavingPeer(DATA, tls=tls) as good:
-        rate = {"min_rate": 1000, "min_rate_window_s": 2} if mode == "slow" else {}
-        number = helper.fetch(IMAGE, bad.source(), stall_s=2, **rate)
+        least = 1000 if mode == "slow" else 0
+        number = helper.fetch(IMAGE, bad.source(), stall_s=2, min_rate=least, min_rate_window_s=2)
         retry = helper.event(number, "retry")
         code = "unreachable" if tls and mode in SHAKING else CODES.get(mode, "peer")
         assert retry["code"] == code
