@@ -95,6 +95,7 @@ class ErrorCode(StrEnum):
     DIGEST = "digest"
     FORMAT = "format"
     QEMU = "qemu"
+    UNCONFIRMED = "unconfirmed"
     # the life of the cache: why an entry is kept, or nothing is removed
     IN_USE = "in-use"
     YOUNG = "young"

@@ -55,7 +55,7 @@ class Outcome:
     image_name: str
     outcome: OutcomeWord
     code: ErrorCode | None = None
-    """None for ``cached``, and for ``existing`` when all went well."""
+    """None for ``cached`` and ``existing`` when there is nothing more to say."""
     reason: str | None = None
     source: SourceKind | None = None
     """None when no byte was moved."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -291,3 +292,32 @@ def test_a_signal_winds_the_run_up_and_leaves_nothing_behind(
         time.sleep(0.2)
     assert not stocked.leftovers("edge1-02")
     assert not stocked.final("edge1-02", RAW_ID).exists()
+
+
+def hide_qemu(fleet: Fleet, name: str) -> None:
+    """Let the helpers on a host find no qemu-img."""
+    script = fleet.folder / "no-qemu"
+    script.write_text(f'mount --bind /dev/null {shutil.which("qemu-img")} && exec "$@"\n')
+    apart = ["unshare", "--mount", "sh", str(script)]
+    if subprocess.run([*apart, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("hiding qemu-img needs root and a mount namespace")
+    fleet.overrides[name] = {"python": f"{' '.join(apart)} {sys.executable}"}
+
+
+@pytest.mark.qemu
+@pytest.mark.row("H22")
+def test_what_qemu_img_did_not_confirm_is_told(stocked: Fleet) -> None:
+    hide_qemu(stocked, "edge1-01")
+    done = stocked.run("precache", "--host", "edge1-[01-02]", "raw", "qcow", "-f", "json")
+    found = outcomes(done)
+    assert {key: (one["outcome"], one["code"]) for key, one in found.items()} == {
+        ("edge1-01", "raw"): ("cached", "unconfirmed"),
+        ("edge1-01", "qcow"): ("error", "qemu"),
+        ("edge1-02", "raw"): ("cached", None),
+        ("edge1-02", "qcow"): ("cached", None),
+    }
+    assert "no qemu-img" in found["edge1-01", "raw"]["reason"]
+    again = stocked.run("precache", "--host", "edge1-01", "raw", "-f", "json")
+    assert again.returncode == 0, again.stderr
+    (one,) = outcomes(again).values()
+    assert (one["outcome"], one["code"]) == ("existing", None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from imgcache.drivers.transfer import STOP_CODES, check_all_came
-from imgcache.errors import HostError
+from imgcache.errors import ErrorCode, HostError
 from imgcache.plan import OutcomeWord
 
 if TYPE_CHECKING:
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from imgcache.drivers.transfer import TransferEnd
     from imgcache.model import Image
     from imgcache.transport.conversation import Message
+
+
+_UNCONFIRMED = "the host has no qemu-img that could confirm what imgcache found the image to be"
 
 
 def report_failure(context: HostContext, image: Image, error: HostError) -> None:
@@ -55,10 +58,14 @@ def _report_answer(
     if state == "cached" and image.digest.weak:
         algo = image.digest.algo
         weak = f"verified with {algo} only, the image service has no better digest"
+    # A back end that asks nobody else what an image is says nothing about it.
+    unconfirmed = state == "cached" and answer.fields.opt_bool("confirmed") is False
+    doubt = _UNCONFIRMED if unconfirmed else None
     context.report(
         image,
         OutcomeWord(state),
-        reason=_joined(answer.fields.opt_str("reason", limit=1000), end.remark, weak),
+        code=ErrorCode.UNCONFIRMED if unconfirmed else None,
+        reason=_joined(answer.fields.opt_str("reason", limit=1000), end.remark, weak, doubt),
         source=None if copied else end.kind,
         bytes_fetched=end.bytes_fetched,
     )

@@ -126,7 +126,8 @@ def _note_fetched(rows: list[EntryOutcome], base: str, outcome: Outcome) -> None
             continue
         if outcome.outcome in {OutcomeWord.CACHED, OutcomeWord.EXISTING}:
             reason = f"{row.reason}; fetched again"
-            rows[index] = replace(row, outcome=EntryWord.REPAIRED, code=None, reason=reason)
+            told = outcome.code if outcome.code is ErrorCode.UNCONFIRMED else None
+            rows[index] = replace(row, outcome=EntryWord.REPAIRED, code=told, reason=reason)
         else:
             reason = f"{row.reason}; removed, and not fetched again: {outcome.reason}"
             code = outcome.code or ErrorCode.DAMAGED
