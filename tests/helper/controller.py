@@ -22,7 +22,8 @@ HELPER = Path(__file__).parents[2] / "src/imgcache/helper"
 #: In the order of the protocol page's table.
 WARM = ("conf", "cache")
 FETCH = (
-    "watch", "staging", "journal", "formats", "qemu", "download", "body", "sources", "fetch",
+    "watch", "staging", "mounts", "sharing", "owners", "journal", "formats", "qemu", "download", "body",
+    "sources", "fetch",
 )  # fmt: skip
 ALL = (*WARM, *FETCH, "probe")
 #: The same start as ``transport/launch.py``'s boot line, in fewer words.

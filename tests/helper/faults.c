@@ -5,6 +5,7 @@
    FAULT=name:n:VANISH      FAULT_PATH is removed just before the call
    FAULT=name:n:MOVE        FAULT_PATH gets the name FAULT_TO just before the call
    FAULT_EVER=1             also every later call
+   FAULT_LOCKS=granted      every lock is granted, whoever holds it: as between hosts that share none
    FAULT_APPEARS=path       this file appears when the call fails
    FAULT_LOG=path           append one line per call
 
@@ -123,6 +124,8 @@ static int locking(int fd, int command, void *argument) {
     static int (*original)(int, int, ...);
     if (!original)
         original = dlsym(RTLD_NEXT, "fcntl64") ? dlsym(RTLD_NEXT, "fcntl64") : dlsym(RTLD_NEXT, "fcntl");
+    if (command == F_SETLK && getenv("FAULT_LOCKS"))
+        return 0;
     if (command != F_SETLK)
         return original(fd, command, argument);
     PASS(int, "lock", kind(fd), original(fd, command, argument));

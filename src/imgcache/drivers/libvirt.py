@@ -30,7 +30,8 @@ WARM_MODULES = ("conf", "cache")
 PROBE_MODULES = ("conf", "cache", "watch", "qemu", "download", "probe")
 STORAGE_MODULES = ("mounts", "sharing")
 FETCH_MODULES = (
-    *("watch", "staging", "journal", "formats", "qemu"),
+    *("watch", "staging", *STORAGE_MODULES, "owners", "journal"),
+    *("formats", "qemu"),
     *("download", "body", "sources", "fetch"),
 )
 
@@ -232,7 +233,7 @@ class LibvirtDriver(Driver):
         self, context: HostContext, talk: Conversation, absent: Sequence[Image]
     ) -> None:
         """Fetch what is absent; hosts that share a storage one after the other, the first for all."""
-        talk.load((*FETCH_MODULES, *STORAGE_MODULES))
+        talk.load(FETCH_MODULES)
         storage = await _storage_id(talk)
         if storage is None:
             await _fetch_all(context, talk, absent)

@@ -93,10 +93,10 @@ class Clean(Removal):
         """Keep what is no file, and what a run holds."""
         if not stat.S_ISREG(status.st_mode):
             raise Kept("foreign", "it is no regular file")
-        live = entries.is_live(name, self.cache.own_fd)
+        live = entries.is_live(name, self.cache)
         if live:
             raise Kept("busy", "a run of imgcache is at work on it")
-        if live is None:  # no locks here: age must do
+        if live is None:  # no locks here, or not for all hosts: age must do
             _check_age(status, max(self.order["stall_age_s"], _FLOOR_S))
         elif entries.status_of(name + JOURNAL, self.cache.own_fd):  # another run may go on with it
             _check_age(status, self.order["stall_age_s"])

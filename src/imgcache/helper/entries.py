@@ -16,6 +16,7 @@ import time
 
 from . import facts, formats, headers, usage
 from .core import Failure
+from .owners import is_anothers
 from .watch import watch as watch_of
 
 #: Stricter than Nova, which takes any 40 characters for a base file, and removes it after a day.
@@ -158,13 +159,13 @@ def header_format(name, dir_fd):
         os.close(fd)
 
 
-def is_live(name, dir_fd):
-    """Whether a run of imgcache holds a staging file; None where the file system knows no locks.
+def is_live(name, cache):
+    """Whether a run of imgcache holds a staging file; None where its lock, or the lack of any, does not tell.
 
     Takes its lock for a moment: a run that just made the file then makes another.
     """
     try:
-        fd = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=dir_fd)
+        fd = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=cache.own_fd)
     except FileNotFoundError:
         return False
     except OSError:
@@ -175,7 +176,7 @@ def is_live(name, dir_fd):
         return True if error.errno in (errno.EACCES, errno.EAGAIN) else None
     finally:
         os.close(fd)
-    return False
+    return None if is_anothers(cache, name) else False
 
 
 def is_locked(cache, base):
@@ -231,7 +232,7 @@ class Listing:
         for name in staging_names(cache):
             status = status_of(name, cache.own_fd)
             if status is not None:
-                self.send(name, "staging", status, cache.own_fd, is_live(name, cache.own_fd))
+                self.send(name, "staging", status, cache.own_fd, is_live(name, cache))
         self.rows.flush()
         return facts.describe(cache, self.nova_usage, self.problems, bool(self.order.get("mark")))
 

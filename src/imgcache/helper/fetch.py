@@ -178,6 +178,7 @@ class Fetch:
         """Inspect the verified bytes, by ourselves and with qemu-img; return the virtual size."""
         declared = self.image["disk_format"]
         self.watch.tell("inspect", 0, 1)
+        staging.check_name()  # by which qemu-img will find it
         _, virtual_size = formats.inspect(staging.fd, self.size, declared)
         self.check_virtual_size(virtual_size)
         if self.qemu:
@@ -241,7 +242,7 @@ class Fetch:
         self.watch.tell("publish", 0, 1)
         size = os.fstat(staging.fd).st_size
         self.mtime_ns = self.dress(staging)
-        if not self.publish(staging):
+        if not self.publish(staging, size):
             found = self.cache.find(self.base)
             return self.answer_existing(
                 found.st_size if found else 0, "it appeared while ours was being fetched"
@@ -269,18 +270,24 @@ class Fetch:
                     pass  # we are neither root nor Nova's user: readable for all it is anyway
             os.fchmod(staging.fd, 0o644)
             os.utime(staging.fd)
-            mtime_ns = os.fstat(staging.fd).st_mtime_ns
             os.fsync(staging.fd)
+            mtime_ns = os.fstat(staging.fd).st_mtime_ns
         except OSError as error:
             raise os_failure(error, "cannot make the image durable", self.cache.own_fd) from error
         return mtime_ns
 
-    def publish(self, staging):
+    def publish(self, staging, size):
         """Give the file its final name; False when that exists. Under Nova's lock, and never overwriting."""
         self.watch.tell("lock", 0, 1)
         lock_fd = self.cache.lock(self.base, self.limits["lock_wait_s"], check=self.watch.check)
         try:
-            if self.cache.find(self.base) is not None or not staging.publish():
+            if self.cache.find(self.base) is not None:
+                return False
+            now = os.fstat(staging.fd)
+            if (now.st_size, now.st_mtime_ns) != (size, self.mtime_ns):
+                message = "somebody else wrote to %s, so it was not published: run again"
+                raise Failure("changed", message % staging.path)
+            if not staging.publish():
                 return False
             staging.drop()
             os.fsync(self.cache.cache_fd)

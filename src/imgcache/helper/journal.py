@@ -11,7 +11,8 @@ import stat
 
 from .cache import utc_now
 from .core import decode, encode, os_failure
-from .staging import JOURNAL, SUFFIX, Sink, Staging, lock_first_byte
+from .owners import is_anothers, may_share
+from .staging import JOURNAL, SUFFIX, Sink, Staging, lock_first_byte, new_name
 
 #: Less is not worth keeping; what is kept counts in whole ones, since a power cut may spoil the end.
 UNIT_BYTES = 1 << 20
@@ -97,14 +98,19 @@ def take(cache, base, watch, image):
     """Return the longest dead staging file that may be continued, locked; or None."""
     found = []
     for name in os.listdir(cache.own_fd):
-        if _is_staging(name, base) and _is_of(cache, name, image):
+        if _is_staging(name, base) and _is_of(cache, name, image) and not is_anothers(cache, name):
             status = _status_of(cache, name)
             if status is not None and _may_continue(status, image):
                 found.append((status.st_size, name))
     for _, name in sorted(found, reverse=True):
         fd = _locked(cache, name, image)
+        mine = name
+        if fd is not None and may_share(cache):
+            os.close(fd)
+            mine = _renamed(cache, name)
+            fd = mine and _locked(cache, mine, image)
         if fd is not None:
-            return Staging(cache, base, watch, (name, fd))
+            return Staging(cache, base, watch, (mine, fd))
     return None
 
 
@@ -124,7 +130,7 @@ def sweep(staging, image):
         try:
             longer = os.fstat(fd).st_size > size and _is_of(cache, name, image)
             locked = lock_first_byte(fd, unknown=None)
-            if locked is None:
+            if locked is None or (locked and is_anothers(cache, name)):
                 continue  # whether its run lives cannot be told: clean goes by its age
             if not locked:
                 stay.append(name)
@@ -214,6 +220,23 @@ def _locked(cache, name, image):
         pass
     os.close(fd)
     return None
+
+
+def _renamed(cache, name):
+    """Give a file that is to be continued, with its journal, a new name; return that, or None.
+
+    Should its owner live after all, on a host that is taken for this one, it can publish nothing any more;
+    and what it has published just now shows a second name.
+    """
+    mine = new_name(name[:40])
+    try:
+        for ending in ("", JOURNAL):
+            os.rename(
+                name + ending, mine + ending, src_dir_fd=cache.own_fd, dst_dir_fd=cache.own_fd
+            )
+    except OSError:
+        return None  # another run took it, or it stays for the next one
+    return mine
 
 
 def _is_at(cache, name, fd):

@@ -294,11 +294,10 @@ class Remove(Removal):
 
     def look_for_users(self, items):
         """Look for our own live staging files as well."""
-        own_fd = self.cache.own_fd
         self.live = frozenset(
             name
             for name in entries.staging_names(self.cache)
-            if entries.is_live(name, own_fd) is not False
+            if entries.is_live(name, self.cache) is not False
         )
         return super().look_for_users(items)
 

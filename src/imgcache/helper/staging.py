@@ -28,6 +28,26 @@ _RENAME_NOREPLACE = 1
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
+def host_tag():
+    """Return the word for this host in its files' names: the same after a reboot, another on each host.
+
+    Machine ids alone are not enough, since hosts that were made from one image may share theirs.
+    """
+    try:
+        with open("/etc/machine-id", "rb") as file:
+            machine = file.read(64).strip()
+    except OSError:
+        machine = b""
+    digest = new_digest("sha256")
+    digest.update(b"imgcache\0" + machine + b"\0" + os.fsencode(os.uname().nodename))
+    return digest.hexdigest()[:8]
+
+
+def new_name(base):
+    """Return a name that no staging file of a base file ever had."""
+    return "%s.%s%08x%s" % (base, host_tag(), random.SystemRandom().getrandbits(32), SUFFIX)
+
+
 class Staging:
     """A file of ours on the way to become a final: locked while we live, known to the watch.
 
@@ -48,7 +68,7 @@ class Staging:
             self.held = True
             return
         while True:
-            self.name = "%s.%016x%s" % (base, random.SystemRandom().getrandbits(64), SUFFIX)
+            self.name = new_name(base)
             self.add(self.name)
             try:
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
@@ -93,6 +113,16 @@ class Staging:
         """Its absolute path, for qemu-img."""
         return "%s/.imgcache/%s" % (self.cache.path, self.name)
 
+    def check_name(self):
+        """Refuse to go on with a file that has its name no more: another run took it, or ended it."""
+        try:
+            there = os.stat(self.name, dir_fd=self.cache.own_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            there = None
+        if there is None or not os.path.samestat(there, os.fstat(self.fd)):
+            message = "%s was taken over or removed by another run of imgcache: run again"
+            raise Failure("busy", message % self.path)
+
     def publish(self):
         """Give it the final's name, never overwriting; False when that exists."""
         cache = self.cache
@@ -108,6 +138,7 @@ class Staging:
         except FileExistsError:
             return False
         except OSError as error:
+            self.check_name()
             if error.errno not in _NO_LINKS:
                 raise os_failure(error, "cannot publish the image", cache.cache_fd) from error
             return rename_new(cache.own_fd, self.name, cache.cache_fd, self.base)
