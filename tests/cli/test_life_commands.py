@@ -268,6 +268,33 @@ def test_clean_keeps_what_may_be_alive_and_removes_damage_when_asked(life: LifeS
     assert life.final("edge1-01", "debian-12").exists()
 
 
+@pytest.mark.parametrize("more", ["", ", endpoint: 'http://127.0.0.1:1'"])
+def test_clean_judges_what_nova_fetched_when_the_image_service_can_be_asked(
+    more: str, life: LifeSite
+) -> None:
+    for image in IDS:
+        final = life.final("edge1-01", image)
+        (final.parent / ".imgcache" / f"{final.name}.json").unlink()
+    short = life.final("edge1-01", "rescue")
+    short.write_bytes(b"half")
+    life.age("rescue", 2 * DAY, "edge1-01")
+    life.age("debian-12", 2 * DAY, "edge1-01")
+    inventory = life.folder / "inventory.yaml"
+    told = inventory.read_text("utf-8")
+    service = f"image_service: {{kind: glance{more}}}"  # no word about a cloud, or nobody there
+    old = "image_service:\n  kind: directory\n  path: images\n"
+    inventory.write_text(told.replace(old, f"{service}\n"), "utf-8")
+    done = life.run("clean", "--all", "--invalid")
+    assert done.returncode == 0, done.stderr
+    assert "without the image service" in done.stderr
+    assert short.exists()
+    inventory.write_text(told, "utf-8")
+    (one,) = life.result("clean", "--all", "--invalid")["outcomes"]
+    assert (one["entry"], one["outcome"]) == (short.name, "removed")
+    assert "of rescue" in one["reason"]
+    assert not short.exists()
+
+
 def test_verify_finds_damage_and_repairs_it(life: LifeSite) -> None:
     whole = life.final("edge1-01", "rescue").read_bytes()
     assert set(life.words("verify", "--all").values()) == {("intact", None)}

@@ -139,7 +139,8 @@ class Rig:
             return run_delete(request, self.inventory(), service, self)
 
     def clean(self, **more: Any) -> EntryReport:
-        return run_clean(CleanRequest(**self._common(more)), self.inventory(), None, self)
+        with self._service() as service:
+            return run_clean(CleanRequest(**self._common(more)), self.inventory(), service, self)
 
     def verify(self, *names: str, **more: Any) -> EntryReport:
         request = VerifyRequest(names=names, **self._common(more))

@@ -359,6 +359,63 @@ def test_clean_takes_invalid_entries_only_when_asked_and_never_what_is_used_or_p
     assert words(rig.clean(invalid=True)) == {("01", "img1"): ("kept", "in-use")}
 
 
+@pytest.mark.row("D15")
+@pytest.mark.row("R26")
+def test_clean_takes_what_nova_fetched_only_in_part_under_all_guards(rig: Rig) -> None:
+    wrong = [
+        rig.base(0, 0, data=rig.content[:-5]),
+        rig.base(0, 1, data=rig.content * 2),
+        rig.base(0, 2, data=b"half"),
+        rig.base(0, 3, data=b"half", age_s=600),
+    ]
+    rig.boot(0, wrong[2])
+    size = len(rig.content) + 1
+    right = rig.base(0, 4, data=rig.content + b"\4" + bytes(-size % 512))  # up to a whole sector
+    resized, unknown = right.with_name(f"{right.name}_20"), right.with_name("f" * 40)
+    for path in (resized, unknown):
+        path.write_bytes(b"half")
+        rig.aged(path, 2 * DAY)
+    expected = {
+        ("01", "img0"): ("removed", None),
+        ("01", "img1"): ("removed", None),
+        ("01", "img2"): ("kept", "in-use"),
+        ("01", "img3"): ("kept", "young"),
+    }
+    assert words(rig.clean()) == {}
+    shown = words(rig.clean(invalid=True, dry_run=True))
+    assert shown.keys() == expected.keys()
+    assert shown["01", "img0"] == ("skipped", "dry-run")
+    lock = rig.fleet.instances("edge1-01") / "locks" / f"nova-{wrong[0].name}"
+    lock.parent.mkdir(exist_ok=True)
+    with lock.open("a") as held:  # a fetch into the final's own name may be under way
+        fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        report = rig.clean(invalid=True)
+    assert words(report) == {**expected, ("01", "img0"): ("kept", "busy")}
+    assert "instead of" in str({one.entry: one.reason for one in report.outcomes}[wrong[1].name])
+    report = rig.clean(invalid=True)
+    assert words(report) == {key: expected[key] for key in expected if key[1] != "img1"}
+    assert [path.exists() for path in wrong] == [False, False, True, True]
+    assert all(path.exists() for path in (right, resized, unknown))
+
+
+@pytest.mark.qemu
+@pytest.mark.row("D15")
+def test_clean_leaves_what_the_image_service_cannot_tell_the_size_of(rig: Rig) -> None:
+    converted = nova_converted(rig, 0)
+    converted.write_bytes(b"x" * 1024)
+    refused = rig.base(0, 1, data=b"half")
+    listing = rig.fleet.folder / "images/images.yaml"
+    document = yaml.safe_load(listing.read_text())
+    document["images"][1]["status"] = "deactivated"
+    listing.write_text(yaml.safe_dump(document))
+    for path in (converted, refused):
+        rig.aged(path, 2 * DAY)
+    rig.base(0, 2, data=b"")
+    assert words(rig.clean(invalid=True)) == {("01", "img2"): ("removed", None)}
+    assert converted.exists()
+    assert refused.exists()
+
+
 @pytest.mark.row("D2")
 @pytest.mark.parametrize("age_s", [0.0, -5.0, float("nan"), float("inf")])
 def test_a_stall_age_that_makes_no_sense_is_refused(rig: Rig, age_s: float) -> None:

@@ -53,25 +53,40 @@ def run_on_hosts(
     request: Request,
     *,
     with_service: bool,
+    wants_service: bool = False,
 ) -> Report:
     """Load the inventory, open the image service if asked to or a selected host is a node of it, and run.
+
+    ``wants_service``: the run can do without it, and does where it is not configured.
 
     Raises:
         ImgcacheError: see ``run``.
     """
     from imgcache.config.load import load_inventory  # noqa: PLC0415
+    from imgcache.errors import ConfigError  # noqa: PLC0415
 
     called = invocation_of(ctx)
     inventory = load_inventory(called.inventory)
     with ExitStack() as stack:
-        service = None
-        if with_service or _hosts_need_service(inventory, request.selection):
+        service, missing = None, None
+        needed = with_service or _hosts_need_service(inventory, request.selection)
+        if needed or wants_service:
             from imgcache.images.open import open_image_service  # noqa: PLC0415
             from imgcache.images.options import CloudOptions  # noqa: PLC0415
 
             options = CloudOptions(called.cloud, called.cloud_values)
-            service = stack.enter_context(open_image_service(inventory.image_service, options))
-        return run(request, inventory, service, stack.enter_context(output.sink()))
+            try:
+                service = stack.enter_context(open_image_service(inventory.image_service, options))
+            except ConfigError as error:
+                if needed:
+                    raise
+                missing = error
+        sink = stack.enter_context(output.sink())
+        if missing:
+            from imgcache.events import Notice  # noqa: PLC0415
+
+            sink.emit(Notice(f"without the image service: {missing.message}", hint=missing.hint))
+        return run(request, inventory, service, sink)
 
 
 def _hosts_need_service(inventory: "Inventory", selection: "Selection") -> bool:

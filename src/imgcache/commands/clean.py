@@ -59,7 +59,9 @@ def clean(  # noqa: PLR0917 - options are parameters in Typer
     With --invalid it also looks at the images that could be removed, and removes those whose size, format or
     digest is not what was noted, under all guards of imgcache prune: nothing that is in use by any evidence
     there is, nothing pinned, nothing younger than one hour, nothing on a host where not all evidence can be
-    read. To see what is damaged, use imgcache verify; to have it fetched again, imgcache verify --repair.
+    read. What Nova fetched has no note: where the image service can be asked, a raw image of another size
+    than there is removed, too; its bytes are not compared. To see what is damaged, use imgcache verify; to have
+    it fetched again, imgcache verify --repair.
 
     \b
     Examples:
@@ -96,6 +98,7 @@ def clean(  # noqa: PLR0917 - options are parameters in Typer
             run_clean,
             request,
             with_service=False,
+            wants_service=invalid,
         )
     except PlanRefusedError as refused:
         output.show(outcome_listing(refused.report), refused.exit_code)

@@ -210,6 +210,8 @@ class Driver(ABC):
     """Method -> why this back end cannot, in a sentence without its full stop, for those left as they are."""
     needs_service: ClassVar[bool] = False
     """Whether it asks ``HostContext`` for the image service, in commands about what is cached, too."""
+    kept_as_is: ClassVar[frozenset[str]] = frozenset()
+    """Disk formats of images that its cache keeps byte for byte: an entry's size is the image's."""
     helper_package: ClassVar[str | None] = None
     """The package with the modules it sends to hosts (``toy_driver.helper``); None: imgcache's own."""
 

@@ -80,6 +80,7 @@ class LibvirtDriver(Driver):
     """See ``Driver``. All images go through one connection and one helper."""
 
     name = "libvirt"
+    kept_as_is = RAW_DISK_FORMATS
 
     def entry_name(self, image_id: ImageId) -> str:
         """See ``Driver.entry_name``."""

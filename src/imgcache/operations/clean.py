@@ -11,7 +11,7 @@ from imgcache.errors import ErrorCode, UnsafePlanError
 from imgcache.guards import HARD_FLOOR_S
 from imgcache.model import EntryKind
 from imgcache.operations.fleet import FleetRequest, open_fleet
-from imgcache.operations.invalid import find_faults, plan_faults
+from imgcache.operations.invalid import ListedSizes, find_faults, plan_faults
 from imgcache.operations.removal import (
     carry_out,
     refuse_too_many,
@@ -40,7 +40,10 @@ class CleanRequest(FleetRequest):
     stall_age_s: float = 86400.0
     """How long a transfer's file must have been left alone; at least an hour holds anyway."""
     invalid: bool = False
-    """Also originals whose size, format or digest is not what was noted, under the guards of prune."""
+    """Also originals whose size, format or digest is wrong, under the guards of prune.
+
+    By what was noted about them; else by their image's size in the image service, if that can be asked.
+    """
     max_delete: Amount | None = None
     """For ``invalid``: the most entries that may be removed on one host."""
     bytes_per_s: int | None = None
@@ -70,11 +73,17 @@ def run_clean(
         ImgcacheError: nothing was done; see ``plan_clean``.
         PlanRefusedError: more would be removed than ``max_delete`` allows; nothing was done.
     """
-    return asyncio.run(_execute(plan_clean(request, inventory), request, service, sink))
+    hosts = plan_clean(request, inventory)
+    listed = ListedSizes(service, sink) if request.invalid else None
+    return asyncio.run(_execute(hosts, request, service, listed, sink))
 
 
 async def _execute(
-    hosts: tuple[Host, ...], request: CleanRequest, service: ImageService | None, sink: EventSink
+    hosts: tuple[Host, ...],
+    request: CleanRequest,
+    service: ImageService | None,
+    listed: ListedSizes | None,
+    sink: EventSink,
 ) -> EntryReport:
     stall_age_s = max(request.stall_age_s, HARD_FLOOR_S)
     seen: dict[str, dict[str, RemovalRow]] = {host.name: {} for host in hosts}
@@ -85,9 +94,9 @@ async def _execute(
 
     async with open_fleet("clean", request, hosts, sink, service=service) as fleet:
         planned, blind = [], {}
-        if request.invalid:
+        if listed:
             # First of all, so that a refusal comes before anything is removed.
-            faults = await find_faults(fleet, hosts, bytes_per_s=request.bytes_per_s)
+            faults = await find_faults(fleet, hosts, listed, bytes_per_s=request.bytes_per_s)
             planned, blind = await plan_faults(fleet, hosts, faults), faults.blind
             refuse_too_many(fleet, planned, request.max_delete)
         reachable = [host for host in hosts if host.name not in fleet.failures]

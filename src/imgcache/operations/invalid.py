@@ -1,4 +1,8 @@
-"""Entries that are not what they should be: found by what was noted about them, removed under all guards."""
+"""Entries that are not what they should be: found by what was noted about them, removed under all guards.
+
+Of an entry that nothing is noted about, which Nova fetched, the image service knows the size: that tells a
+fetch that was cut off.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,11 @@ from typing import TYPE_CHECKING
 
 from imgcache.drivers.base import VerdictState
 from imgcache.drivers.capabilities import supports
-from imgcache.events import ItemProgress
+from imgcache.errors import ImageProblemsError, ImageServiceError
+from imgcache.events import ItemProgress, Notice
 from imgcache.guards import Rules, held_by
 from imgcache.model import EntryKind
+from imgcache.operations.catalogue import Catalogue, Lookup, image_of, read_catalogue
 from imgcache.operations.removal import plan_hosts
 from imgcache.policy import HostPlan, plan_invalid
 
@@ -17,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
     from imgcache.drivers.base import Driver, Verdict
+    from imgcache.events import EventSink
+    from imgcache.images.base import ImageService
     from imgcache.model import CacheEntry, Host, HostCache
     from imgcache.operations.fleet import Fleet
     from imgcache.operations.host_run import HostRun
@@ -25,6 +33,7 @@ if TYPE_CHECKING:
 #: Formats that a header tells for sure. The content of kernels and ramdisks may be anything.
 _TOLD_BY_HEADER = frozenset({"raw", "qcow2", "vmdk", "vdi", "vhdx"})
 _ANY_CONTENT = frozenset({"ami", "ari", "aki"})
+_SECTOR_BYTES = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +76,62 @@ class Faults:
         return [host for host in selected if host.name in concerned]
 
 
-async def find_faults(fleet: Fleet, hosts: Sequence[Host], *, bytes_per_s: int | None) -> Faults:
+class ListedSizes:
+    """Judges originals that nothing is noted about by their images' sizes in the image service.
+
+    In doubt an entry is good: of formats that hosts may convert, of images that may not be cached today
+    (signed, deactivated), and when the image service cannot be asked, nothing is said.
+    """
+
+    def __init__(self, service: ImageService | None, sink: EventSink) -> None:
+        """Read what the service lists; blocks. When it cannot be asked, operators are told."""
+        self._sink = sink
+        self._catalogue = Catalogue()
+        self._lookup: Lookup | None = None
+        if service is None:
+            return
+        try:
+            self._catalogue = read_catalogue(service)
+        except ImageServiceError as error:
+            self._give_up(error)
+        else:
+            self._lookup = Lookup(service, self._catalogue)
+
+    def _give_up(self, error: ImageServiceError) -> None:
+        self._lookup = None
+        message = f"without the image service, what Nova fetched is not judged: {error.message}"
+        self._sink.emit(Notice(message, hint=error.hint))
+
+    async def fault(self, driver: Driver, entry: CacheEntry) -> str | None:
+        """Return what is wrong with the size of an entry without a note; None: nothing, or not known."""
+        if entry.kind is not EntryKind.ORIGINAL or entry.manifest or not driver.kept_as_is:
+            return None
+        known = image_of(driver, entry, {}, self._catalogue)
+        if self._lookup is None or known is None or known.id not in self._catalogue:
+            return None
+        try:
+            image = await self._lookup.image(known.id)
+        except ImageProblemsError:
+            return None
+        except ImageServiceError as error:
+            if self._lookup is not None:  # else another host's look has told
+                self._give_up(error)
+            return None
+        # Tools other than Nova fill up the last sector: to whoever boots from it, that is the same disk.
+        filled = -(-image.size_bytes // _SECTOR_BYTES) * _SECTOR_BYTES
+        wrong = entry.size_bytes not in {image.size_bytes, filled}
+        if image.disk_format not in driver.kept_as_is or not wrong:
+            return None
+        return f"it has {entry.size_bytes} bytes instead of the {image.size_bytes} of {image.name}"
+
+
+async def find_faults(
+    fleet: Fleet, hosts: Sequence[Host], listed: ListedSizes, *, bytes_per_s: int | None
+) -> Faults:
     """Look for originals whose size, format or digest is not what was noted; reads only what may go.
 
-    Hosts that cannot be looked at are in ``fleet.failures``.
+    Of those that nothing was noted about, ``listed`` judges the size. Hosts that cannot be looked at are in
+    ``fleet.failures``.
     """
     faults = Faults()
 
@@ -85,7 +146,7 @@ async def find_faults(fleet: Fleet, hosts: Sequence[Host], *, bytes_per_s: int |
         can_hash = supports(driver, "verify")
         candidates: dict[str, CacheEntry] = {}
         for entry in cache.entries:
-            if reason := visible_fault(entry):
+            if reason := visible_fault(entry) or await listed.fault(driver, entry):
                 faults.add(name, entry, reason)
             elif can_hash and entry.manifest and held_by(entry, rules) is None:
                 candidates[entry.name] = entry
