@@ -60,8 +60,8 @@ def clean(  # noqa: PLR0917 - options are parameters in Typer
     digest is not what was noted, under all guards of imgcache prune: nothing that is in use by any evidence
     there is, nothing pinned, nothing younger than one hour, nothing on a host where not all evidence can be
     read. What Nova fetched has no note: where the image service can be asked, a raw image of another size
-    than there is removed, too; its bytes are not compared. To see what is damaged, use imgcache verify; to have
-    it fetched again, imgcache verify --repair.
+    than there is removed, too; its bytes are not compared. To see what is damaged, use imgcache verify; to
+    have it fetched again, imgcache verify --repair.
 
     \b
     Examples:
