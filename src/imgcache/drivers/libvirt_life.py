@@ -26,7 +26,8 @@ RENEW_MODULES = ("conf", "cache")
 LIST_MODULES = (
     *RENEW_MODULES,
     *("watch", "staging", "formats"),
-    *("headers", "mounts", "sharing", "owners", "processes", "usage", "facts", "entries"),
+    *("headers", "mounts", "sharing", "owners"),
+    *("domains", "processes", "usage", "facts", "entries"),
 )
 VERIFY_MODULES = (*LIST_MODULES, "verify")
 REMOVE_MODULES = (*LIST_MODULES, "removal")

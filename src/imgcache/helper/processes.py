@@ -132,7 +132,8 @@ def _devices(scan, folder):
     """Tell of the files behind loop and network block devices."""
     try:
         names = os.listdir(folder)
-    except _GONE:
+    except OSError as error:
+        scan.problem("no loop or nbd device shows without " + folder, error)
         return
     for name in names:
         kind = "loop/backing_file" if name.startswith("loop") else "backend"

@@ -3,8 +3,7 @@
 Names and inodes both count: a bind mount or a container shows a file elsewhere. Evidence that cannot be read
 is a problem, and with a problem nothing may be removed. What a guest can forge (the header of its disk) keeps
 files, and does nothing else.
-Source: nova ``virt/libvirt/imagecache.py`` (``_age_and_verify_cached_images``), ``virt/libvirt/config.py``
-(``LibvirtConfigGuestMetaNovaInstance``); libvirt ``docs/formatdomain.rst``.
+Source: nova ``virt/libvirt/imagecache.py`` (``_age_and_verify_cached_images``).
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
@@ -15,8 +14,7 @@ import re
 import stat
 import time
 
-from . import headers, mounts, processes, sharing
-from .staging import new_digest
+from . import domains, headers, mounts, processes, sharing
 
 #: Below instances_path: an instance's folder, and what Nova or an operator put into it.
 _DEPTH = 3
@@ -28,20 +26,9 @@ _ROUNDS = 50
 #: A header is remembered only when its file has been left alone for so long: within one tick of a
 #: clock, also another host's, a file can change without looking changed.
 _SETTLED_S = 60
-_XML_BYTES = 4 << 20
 _GONE = (FileNotFoundError, NotADirectoryError)
 #: Folders and files that hold no disks, and that are often readable for root only.
 _NO_DISKS = re.compile(r"lost\+found|console\.log(\.[0-9]+)?")
-_SOURCE = re.compile(rb"<source\b[^<>]*?\b(?:file|dev)\s*=\s*(?:'([^']*)'|\"([^\"]*)\")")
-_ROOT = re.compile(rb"<(?:[\w.-]+:)?root\b[^<>]*?\buuid\s*=\s*(?:'([^']*)'|\"([^\"]*)\")")
-_UUID = re.compile(rb"<uuid>\s*([0-9A-Fa-f-]{36})\s*</uuid>")
-_XML_SIGNS = (
-    (b"&lt;", b"<"),
-    (b"&gt;", b">"),
-    (b"&quot;", b'"'),
-    (b"&apos;", b"'"),
-    (b"&amp;", b"&"),
-)
 
 Roots = collections.namedtuple("Roots", "proc sys libvirt")
 ROOTS = Roots("/proc", "/sys", ("/etc/libvirt/qemu", "/run/libvirt/qemu"))
@@ -88,6 +75,7 @@ class Scan:
             if name[40:41] == "_":
                 self.copies.setdefault(name[:40], []).append(name)
         self.paths = {}
+        self.unread = {}  # of these paths: why
         self.followed = set()
         self.folders = set()
         self.mounts = usage.mounts
@@ -110,7 +98,7 @@ class Scan:
         # Opened anew: on NFS that asks the server what is in it now.
         self.enter(".", self.cache.instances_fd, self.cache.instances_path, 0, None)
         with AsRoot():
-            self.look_at_domains()
+            domains.look(self, self.roots.libvirt)
             processes.look(self, self.roots.proc, self.roots.sys)
 
     # ---- what is found
@@ -293,45 +281,9 @@ class Scan:
                 return inode, (), None
             real = os.path.realpath(path)
             return inode, self.header(real, None, status, os.O_NOFOLLOW), os.path.dirname(path)
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            self.unread[path] = error
             return inode, (), None
-
-    # ---- libvirt
-
-    def look_at_domains(self):
-        """Look at the domains that libvirt knows, defined and running, where we may read them."""
-        for folder in self.roots.libvirt:
-            try:
-                names = os.listdir(folder)
-            except (PermissionError, *_GONE):
-                continue
-            except OSError as error:
-                self.problem(folder, error)
-                continue
-            for name in names:
-                if name.endswith(".xml"):
-                    self.look_at_domain("%s/%s" % (folder, name), name[:-4])
-
-    def look_at_domain(self, path, name):
-        """Look at one domain: its disks, and the image that Nova says it was made from."""
-        try:
-            with open(path, "rb", opener=_open) as file:
-                text = file.read(_XML_BYTES)
-        except (PermissionError, *_GONE):
-            return
-        except OSError as error:
-            self.problem(path, error)
-            return
-        uuid = _UUID.search(text)
-        user = uuid.group(1).decode() if uuid else name
-        for match in _SOURCE.finditer(text):
-            self.refer(_plain(match.group(1) or match.group(2) or b""), "/", user, 0)
-        for match in _ROOT.finditer(text):
-            digest = new_digest("sha1")
-            digest.update(_plain(match.group(1) or match.group(2) or b""))
-            base = digest.hexdigest()
-            for target in [base] * (base in self.targets) + self.copies.get(base, []):
-                self.mark(target, user)
 
 
 class AsRoot:
@@ -364,16 +316,6 @@ def _as_set(names):
 
 def _inode(status):
     return status.st_dev, status.st_ino
-
-
-def _open(path, flags):
-    return os.open(path, flags | headers.FLAGS)
-
-
-def _plain(text):
-    for sign, meant in _XML_SIGNS:
-        text = text.replace(sign, meant)
-    return text
 
 
 def usage_of(cache):

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
 
     Links = Mapping[str, Path | str]
 
+from helper.controller import let_others_reach
 from helper.life.tree import Tree, sha1
+
+NOBODY = 65534
 
 UUID = "0f0e0d0c-0b0a-4908-8706-050403020100"
 
@@ -239,3 +243,122 @@ def test_headers_are_remembered_only_when_settled(host: Host) -> None:
     scan.now += 61
     assert scan.header(disk.name, os.open(disk.parent, os.O_RDONLY), status) == ()
     assert key in scan.headers
+
+
+def seen_by_nova(
+    host: Host, *entries: Path, root: bool = False
+) -> tuple[list[str], dict[str, list[str]]]:
+    """Look from a process of Nova's user, or one that began as root; return the problems and the users."""
+    let_others_reach(host.folder)
+    subprocess.run(["chown", "-R", f"{NOBODY}:{NOBODY}", host.tree.instances], check=True)
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            if not root:
+                os.setgroups([])
+                os.setresgid(NOBODY, NOBODY, NOBODY)
+                os.setresuid(NOBODY, NOBODY, NOBODY)
+            scan = host.scan(*entries)
+            users = {name: sorted(found) for name, found in scan.users.items()}
+            os.write(writer, json.dumps([scan.problems, users]).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as file:
+        problems, users = json.loads(file.read())
+    os.waitpid(pid, 0)
+    return problems, users
+
+
+def close_to_others(path: Path) -> None:
+    os.chown(path, 0, 0)
+    path.chmod(0o700 if path.is_dir() else 0o600)
+
+
+@pytest.mark.row("D5")
+@pytest.mark.row("D6")
+@pytest.mark.parametrize("what", ["libvirt", "libvirt/qemu", "libvirt/qemu/x.xml"])
+def test_domains_that_may_not_be_read_are_missing_evidence(
+    what: str, host: Host, needs_root: None
+) -> None:
+    """As with a helper that runs as nova: no stopped instance's domain is seen."""
+    image = "11111111-2222-3333-4444-555555555555"
+    base = host.tree.image(image)
+    host.libvirt /= "qemu"
+    host.libvirt.mkdir()
+    (host.libvirt / "x.xml").write_text(domain(f'<nova:root type="image" uuid="{image}"/>'))
+    (host.libvirt / "networks").mkdir()
+    close_to_others(host.libvirt / "networks")
+    assert seen_by_nova(host, base) == ([], {base.name: [UUID]})
+    close_to_others(host.folder / what)
+    problems, users = seen_by_nova(host, base)
+    assert users == {}
+    [problem] = problems
+    assert "become_user: root" in problem
+    assert str(host.folder / what) in problem
+    assert seen_by_nova(host, base, root=True) == ([], {base.name: [UUID]})
+
+
+def test_a_host_without_libvirt_has_no_domains(host: Host, needs_root: None) -> None:
+    host.libvirt.rmdir()
+    assert seen_by_nova(host, host.tree.image("image")) == ([], {})
+
+
+@pytest.mark.row("D6")
+def test_a_domain_that_cannot_be_read_whole_is_missing_evidence(host: Host) -> None:
+    (host.libvirt / "long.xml").write_text(domain(" " * (4 << 20)))
+    (host.libvirt / "link.xml").symlink_to(host.folder / "missing")
+    problems = sorted(host.scan().problems)
+    assert f"{host.libvirt}/link.xml is a link to {host.folder}/missing, which is" in problems[0]
+    assert f"{host.libvirt}/long.xml is longer" in problems[1]
+    assert len(problems) == 2
+
+
+@pytest.mark.row("D5")
+@pytest.mark.row("D6")
+def test_a_domains_disk_that_is_there_and_cannot_be_read_is_missing_evidence(
+    host: Host, needs_root: None
+) -> None:
+    """One that is not there is none: no domain starts with it, and Nova's metadata name its image."""
+    disk, link = host.folder / "elsewhere.qcow2", host.folder / "link"
+    disk.write_bytes(bytes(4096))
+    xml = host.libvirt / "x.xml"
+    xml.write_text(
+        domain(f"<source file='{disk}'/><source file='{host.folder}/none'/><source dev='eth0'/>")
+    )
+    assert seen_by_nova(host) == ([], {})
+    close_to_others(disk)
+    [problem] = seen_by_nova(host)[0]
+    assert problem == f"{disk}, a disk of {UUID}: Permission denied"
+    link.symlink_to(host.folder / "none")
+    xml.write_text(domain(f"<source file='{link}'/>"))
+    [problem] = seen_by_nova(host)[0]
+    assert f"{link} is a link to {host.folder}/none" in problem
+
+
+@pytest.mark.row("D8")
+def test_what_only_a_header_names_need_not_be_readable(host: Host, needs_root: None) -> None:
+    """A guest writes such a header, and would keep everything on its host for ever."""
+    secret = host.folder / "secret"
+    secret.write_bytes(bytes(4096))
+    close_to_others(secret)
+    (host.folder / "dangling").symlink_to(host.folder / "none")
+    vm = host.tree.instances / "vm-1"
+    vm.mkdir()
+    for number, name in enumerate(
+        (secret, host.folder / "dangling", host.libvirt / "none/x", "/proc/1/mem")
+    ):
+        header = b"QFI\xfb" + (2).to_bytes(4, "big") + (512).to_bytes(8, "big")
+        header += len(str(name)).to_bytes(4, "big")
+        (vm / f"disk{number}").write_bytes(header.ljust(512, b"\0") + str(name).encode())
+    assert seen_by_nova(host) == ([], {})
+
+
+@pytest.mark.row("D5")
+@pytest.mark.row("D6")
+def test_without_a_list_of_block_devices_loop_devices_are_missing_evidence(host: Host) -> None:
+    (host.folder / "sys/block").rmdir()
+    [problem] = host.scan().problems
+    assert f"{host.folder}/sys/block" in problem
+    assert "loop" in problem
