@@ -451,6 +451,7 @@ def test_base_and_image_must_belong_together(instances: Path) -> None:
         assert helper.error(wrong)["code"] == "protocol"
 
 
+@pytest.mark.row("T7")
 @pytest.mark.row("R6")
 @pytest.mark.qemu
 def test_virtual_size_is_bounded(instances: Path, tmp_path: Path) -> None:
@@ -465,6 +466,7 @@ def test_virtual_size_is_bounded(instances: Path, tmp_path: Path) -> None:
         assert (error["code"], error["fields"]["size"]) == ("size", 3 << 40)
 
 
+@pytest.mark.row("T6")
 @pytest.mark.row("R9")
 @pytest.mark.qemu
 def test_a_qcow2_inside_a_qcow2_is_refused(instances: Path, tmp_path: Path) -> None:

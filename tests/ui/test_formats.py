@@ -136,6 +136,7 @@ def test_no_rows_no_table() -> None:
     assert text_of(report(), Format.CSV).splitlines() == [",".join(OUTCOME_COLUMNS.known)]
 
 
+@pytest.mark.row("T3")
 @pytest.mark.row("M6")
 @pytest.mark.row("R20")
 @pytest.mark.parametrize("form", list(Format))

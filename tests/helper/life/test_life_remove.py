@@ -139,6 +139,7 @@ def test_changed_since_the_plan(tree: Tree, life: Life) -> None:
     assert life.remove_one(path, inode=seen["inode"]) == "changed"
 
 
+@pytest.mark.row("R25")
 @pytest.mark.qemu
 @pytest.mark.row("D9")
 @pytest.mark.parametrize(
@@ -219,6 +220,7 @@ def test_linked_folders_are_refused(tree: Tree, tmp_path: Path) -> None:
     assert path.exists()
 
 
+@pytest.mark.row("T9")
 @pytest.mark.row("D12")
 def test_locks_are_let_go_and_stay(tree: Tree, life: Life) -> None:
     path, kept = tree.image("image"), tree.image("kept", age=60)
