@@ -159,8 +159,8 @@ class Context:
     def leave_place(self) -> None:
         """There is no other host."""
 
-    async def take_place(self) -> None:
-        """There is no other host."""
+    async def take_place(self) -> bool:
+        return False
 
     def needed_when(self, is_needed: Callable[[], bool]) -> None:
         """Nobody waits for it."""

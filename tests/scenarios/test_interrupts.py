@@ -330,7 +330,8 @@ def test_a_killed_helper_is_replaced_within_the_run(rig: Rig) -> None:
 
     async def attack() -> Any:
         run = asyncio.create_task(rig.execute(retries=1))
-        while not list(rig.folder.rglob("*.staging")):  # noqa: ASYNC110 - a file tells it
+        # Not before bytes have come: it is this request that stalls, and no later one.
+        while not any(path.stat().st_size for path in rig.folder.rglob("*.staging")):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         for pid in helpers_below(os.getpid()):
             kill(pid)

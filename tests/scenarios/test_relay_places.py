@@ -73,3 +73,24 @@ def test_hosts_that_cannot_read_from_each_other_share_the_places(rig: RelayRig) 
     assert [one.outcome for one in outcomes] == ["cached"] * 6, outcomes
     assert rig.bytes_served(image) == 6 * len(DATA)
     assert most <= 2
+
+
+def test_sites_that_have_asked_their_neighbours_share_the_places(rig: RelayRig) -> None:
+    image = rig.add(DATA)
+    most = 0
+
+    def look(_: ItemProgress) -> None:
+        nonlocal most
+        nodes = [node for one in rig.sites.relays() for node in one.tree(image).nodes.values()]
+        most = max(most, sum(node.outside and node.state is State.READING for node in nodes))
+
+    rig.events.on_download = look
+    hosts, neighbours = [], []
+    for number in range(6):
+        rig.site = f"site-{number}"
+        hosts += [rig.host(3 * number), rig.host(3 * number + 1)]
+        neighbours.append(rig.host(3 * number + 2))
+    outcomes = rig.relay(*hosts, neighbours=neighbours, concurrency=2, rate_limit=SLOW)
+    assert [one.outcome for one in outcomes] == ["cached"] * 12, outcomes
+    assert rig.bytes_served(image) == 6 * len(DATA)
+    assert most <= 2

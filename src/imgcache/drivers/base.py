@@ -162,8 +162,8 @@ class HostContext(Protocol):
     def leave_place(self) -> None:
         """Let others have this host's place until it takes one again: it is busy, but only with its site."""
 
-    async def take_place(self) -> None:
-        """Wait for a place, where this host has left its own; see ``needed_when``."""
+    async def take_place(self) -> bool:
+        """Wait for a place, where this host has left its own; return whether it had. See ``needed_when``."""
 
     def needed_when(self, is_needed: Callable[[], bool]) -> None:
         """Say how to tell whether others wait for this host: a place that it has lent is its own then."""

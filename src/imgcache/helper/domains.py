@@ -27,8 +27,12 @@ _XML_SIGNS = (
 )
 
 
-def look(scan, folders):
-    """Tell ``scan`` of everything that a domain uses; a folder that does not exist has none."""
+def read(scan, folders):
+    """Return what each domain names, for ``tell``; to be called as root.
+
+    A folder that does not exist has none; what cannot be read is told to ``scan``.
+    """
+    found = []
     for folder in folders:
         try:
             names = os.listdir(folder)
@@ -39,7 +43,21 @@ def look(scan, folders):
             continue
         for name in names:
             if name.endswith(".xml"):
-                _domain(scan, "%s/%s" % (folder, name), name[:-4])
+                found += _domain(scan, "%s/%s" % (folder, name), name[:-4])
+    return found
+
+
+def tell(scan, found):
+    """Tell ``scan`` of all that domains use; as whoever looks at instances, whom root's rights may lack."""
+    for user, disks, images in found:
+        for disk in disks:
+            _disk(scan, disk, user)
+        for image in images:
+            digest = new_digest("sha1")
+            digest.update(image)
+            base = digest.hexdigest()
+            for target in [base] * (base in scan.targets) + scan.copies.get(base, []):
+                scan.mark(target, user)
 
 
 def _unreadable(scan, path, error):
@@ -49,27 +67,21 @@ def _unreadable(scan, path, error):
 
 
 def _domain(scan, path, name):
+    """Return [(its UUID, the files it names, the images that Nova names)], or nothing."""
     try:
         with open(path, "rb", opener=_open) as file:
             text = file.read(_XML_BYTES + 1)
     except _GONE:
         scan.dangles(path, None, path)
-        return
+        return []
     except OSError as error:
         _unreadable(scan, path, error)
-        return
+        return []
     if len(text) > _XML_BYTES:
         scan.problem("%s is longer than a domain can be" % path)
     uuid = _UUID.search(text)
-    user = uuid.group(1).decode() if uuid else name
-    for match in _SOURCE.finditer(text):
-        _disk(scan, _plain(match), user)
-    for match in _ROOT.finditer(text):
-        digest = new_digest("sha1")
-        digest.update(_plain(match))
-        base = digest.hexdigest()
-        for target in [base] * (base in scan.targets) + scan.copies.get(base, []):
-            scan.mark(target, user)
+    disks, images = ([_plain(it) for it in sign.finditer(text)] for sign in (_SOURCE, _ROOT))
+    return [(uuid.group(1).decode() if uuid else name, disks, images)]
 
 
 def _disk(scan, name, user):

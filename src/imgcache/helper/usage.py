@@ -98,8 +98,9 @@ class Scan:
         # Opened anew: on NFS that asks the server what is in it now.
         self.enter(".", self.cache.instances_fd, self.cache.instances_path, 0, None)
         with AsRoot():
-            domains.look(self, self.roots.libvirt)
+            found = domains.read(self, self.roots.libvirt)
             processes.look(self, self.roots.proc, self.roots.sys)
+        domains.tell(self, found)
 
     # ---- what is found
 

@@ -160,11 +160,13 @@ class HostRun:
             self._engine.places.lend()
             self.has_place = False
 
-    async def take_place(self) -> None:
+    async def take_place(self) -> bool:
         """See ``HostContext``."""
-        if self.begun and not self.has_place:
-            await self.take_back()
-            self.has_place = True
+        if self.has_place or not self.begun:
+            return False
+        await self.take_back()
+        self.has_place = True
+        return True
 
     def needed_when(self, is_needed: Callable[[], bool]) -> None:
         """See ``HostContext``."""

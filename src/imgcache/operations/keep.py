@@ -168,9 +168,9 @@ class _Holding:
         """See ``HostContext``."""
         self._inner.leave_place()
 
-    async def take_place(self) -> None:
+    async def take_place(self) -> bool:
         """See ``HostContext``."""
-        await self._inner.take_place()
+        return await self._inner.take_place()
 
     def needed_when(self, is_needed: Callable[[], bool]) -> None:
         """See ``HostContext``."""

@@ -19,11 +19,12 @@ from imgcache.policy import PrunePolicy, cache_bytes, check_policy, hold_all, pl
 from imgcache.shared_storage import HostView, group_by_storage, unite, why_held
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
     from imgcache.events import EventSink
     from imgcache.images.base import ImageService
     from imgcache.model import Host, HostCache, Inventory
+    from imgcache.policy import HostPlan
 
 _MIB = 1024 * 1024
 
@@ -99,22 +100,22 @@ def _statuses(
     statuses = {name: one for name, one in found.items() if isinstance(one, HostStatus)}
     views = [HostView(name, one) for name, one in found.items() if not isinstance(one, HostStatus)]
     for group in group_by_storage(views):
+        united = unite(group)
+        plan = plan_prune(united, policy)
+        if reason := why_held(group):
+            plan = hold_all(plan, ErrorCode.SHARED, reason)
         for view in group:
-            statuses[view.host] = status_of(by_name[view.host], view.cache, policy, group)
+            statuses[view.host] = _status(by_name[view.host], view.cache, united, plan)
     return tuple(statuses[name] for name in by_name if name in statuses)
 
 
-def status_of(
-    host: Host, cache: HostCache, policy: PrunePolicy, group: Sequence[HostView] = ()
-) -> HostStatus:
-    """Return the room one host's cache takes; ``group``: this view and those of hosts that share the cache.
+def status_of(host: Host, cache: HostCache, policy: PrunePolicy) -> HostStatus:
+    """Return the room that the cache of one host takes, which nobody shares."""
+    return _status(host, cache, cache, plan_prune(cache, policy))
 
-    What of it is in use and reclaimable is as prune would have it: as all of them together say.
-    """
-    united = unite(group) if group else cache
-    plan = plan_prune(united, policy)
-    if group and (reason := why_held(group)):
-        plan = hold_all(plan, ErrorCode.SHARED, reason)
+
+def _status(host: Host, cache: HostCache, united: HostCache, plan: HostPlan) -> HostStatus:
+    """Return the status of a host; what is in use and reclaimable is as all that share its cache say."""
     problems = cache.evidence_problems
     if plan.reason and not problems:
         problems = (plan.reason,)

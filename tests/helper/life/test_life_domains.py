@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import struct
 import subprocess
 import sys
 import tempfile
@@ -245,8 +247,24 @@ def test_headers_are_remembered_only_when_settled(host: Host) -> None:
     assert key in scan.headers
 
 
+def squash_root() -> None:
+    """Take from this process, as root, the right to read what others own: as NFS does with root_squash."""
+    header = struct.pack(
+        "=Ii", 0x20080522, 0
+    )  # Linux ``_LINUX_CAPABILITY_VERSION_3``, this process
+    sets = ctypes.create_string_buffer(
+        24
+    )  # effective, permitted and inheritable; of two words each
+    kernel = ctypes.CDLL(None, use_errno=True)
+    assert kernel.capget(header, sets) == 0
+    words = list(struct.unpack("=6I", sets.raw))
+    for number in (0, 1):
+        words[number] &= ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    assert kernel.capset(header, struct.pack("=6I", *words)) == 0
+
+
 def seen_by_nova(
-    host: Host, *entries: Path, root: bool = False
+    host: Host, *entries: Path, root: bool = False, squashed: bool = False
 ) -> tuple[list[str], dict[str, list[str]]]:
     """Look from a process of Nova's user, or one that began as root; return the problems and the users."""
     let_others_reach(host.folder)
@@ -255,7 +273,11 @@ def seen_by_nova(
     pid = os.fork()
     if not pid:
         try:
-            if not root:
+            if squashed:
+                squash_root()
+                os.setresgid(NOBODY, NOBODY, NOBODY)
+                os.seteuid(NOBODY)
+            elif not root:
                 os.setgroups([])
                 os.setresgid(NOBODY, NOBODY, NOBODY)
                 os.setresuid(NOBODY, NOBODY, NOBODY)
@@ -335,6 +357,24 @@ def test_a_domains_disk_that_is_there_and_cannot_be_read_is_missing_evidence(
     xml.write_text(domain(f"<source file='{link}'/>"))
     [problem] = seen_by_nova(host)[0]
     assert f"{link} is a link to {host.folder}/none" in problem
+
+
+@pytest.mark.row("D5")
+def test_a_domains_disk_that_nova_can_read_and_root_cannot_is_no_missing_evidence(
+    host: Host, needs_root: None
+) -> None:
+    """As on NFS that trusts no host's root: instances there are read as Nova's user, and so are disks."""
+    base = host.tree.image("image")
+    disk = host.tree.instances / "vm-1/disk"
+    disk.parent.mkdir()
+    header = b"QFI\xfb" + (2).to_bytes(4, "big") + (512).to_bytes(8, "big")
+    header += len(str(base)).to_bytes(4, "big")
+    disk.write_bytes(header.ljust(512, b"\0") + str(base).encode())
+    disk.chmod(0o600)
+    disk.parent.chmod(0o700)
+    (host.libvirt / "x.xml").write_text(domain(f"<source file='{disk}'/>"))
+    close_to_others(host.libvirt)
+    assert seen_by_nova(host, base, squashed=True) == ([], {base.name: [UUID, "vm-1"]})
 
 
 @pytest.mark.row("D8")

@@ -93,6 +93,18 @@ def test_shared_instances_that_nova_registers_are_removed_from(
 
 
 @pytest.mark.row("H14")
+def test_hosts_that_share_their_instances_and_have_a_base_folder_each_share_no_cache(
+    tree: Tree, tmp_path: Path
+) -> None:
+    path = tree.image("image")
+    register(tree, **{ME: 60, "other": 60})
+    with on(tree, tmp_path / "mounts", nfs4=tree.instances, xfs=tree.cache) as life:
+        facts = life.look()[1]
+        assert (facts["problems"], facts["shares_with"], facts["storage_id"]) == ([], [], None)
+        assert life.remove_one(path) is None
+
+
+@pytest.mark.row("H14")
 def test_a_registry_that_cannot_be_read_is_one_problem_and_keeps(
     tree: Tree, tmp_path: Path
 ) -> None:

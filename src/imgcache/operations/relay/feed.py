@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from imgcache.drivers.feed import Ticket
@@ -132,15 +133,28 @@ class RelayFeed(DirectFeed):
         node = self._joined()
         while (stop := self._context.must_stop()) is None:
             if not await self._waits_for_neighbour(node):
+                placement = self._tree.look(node)
+                if placement.outside and await self._had_to_take_place():
+                    continue  # somebody else may be read from by now
                 placement = self._tree.place(node)
                 if placement.parent is not None:
                     return self._ticket_of(placement.parent)
-                if not placement.wait:
+                if placement.outside:
                     self._relay.changed()
                     return await self._outside.ticket()
             self._context.leave_place()
             await self._relay.wait_for_news(_WAIT_S)
         raise stop
+
+    async def _had_to_take_place(self) -> bool:
+        """Whether the host had no place; waits for one, as long as nothing changes in its site.
+
+        Before anybody is told that it reads from outside: who is waited for need not wait for a place.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_WAIT_S):
+                return await self._context.take_place()
+        return True
 
     async def _waits_for_neighbour(self, node: Node) -> bool:
         """Whether a host with the image is being looked for; looks for one when there is nobody else."""

@@ -51,6 +51,11 @@ class Placement:
     parent: Node | None = None
     wait: bool = False
 
+    @property
+    def outside(self) -> bool:
+        """Whether it reads from outside."""
+        return self.parent is None and not self.wait
+
 
 class Tree:
     """See the module. One per image and site."""
@@ -88,30 +93,37 @@ class Tree:
 
     def place(self, node: Node) -> Placement:
         """Decide where a host reads from now on; it left its last source."""
+        placement = self.look(node)
+        if placement.parent is not None:
+            if not self.site.proven:
+                self.site.trial = node
+            self._attach(node, placement.parent)
+        elif placement.outside:
+            self._read_outside(node)
+        return placement
+
+    def look(self, node: Node) -> Placement:
+        """Return where a host that left its last source would be placed now."""
         self._leave_parent(node)
         site = self.site
         most = MOST_FAILURES if node.has_read else _MOST_VAIN_FAILURES
         lied_to = len(node.wrong) >= MOST_WRONG
         if site.blocked or not node.can_read or lied_to or node.failures >= most:
-            return self._outside(node)
+            return Placement()
         depths = self._depths()
         able = sorted(self._able(node), key=lambda one: self._rank(node, one, depths[one]))
         accused = self._accused()
         parents = [parent for parent in able if parent not in accused]
-        if (
-            not node.begun
-            and len(self._seeded) < site.seeds
-            and not any(parent.state is State.WHOLE for parent in parents)
-        ):
-            return self._outside(node)
+        if self._is_seed(node) and not any(parent.state is State.WHOLE for parent in parents):
+            return Placement()
         if not parents:
-            return Placement(wait=True) if able else self._outside(node)
-        if not site.proven:
-            if site.trial is not None and site.trial is not node:
-                return Placement(wait=True)
-            site.trial = node
-        self._attach(node, parents[0])
+            return Placement(wait=bool(able))
+        if not site.proven and site.trial is not None and site.trial is not node:
+            return Placement(wait=True)
         return Placement(parents[0])
+
+    def _is_seed(self, node: Node) -> bool:
+        return not node.begun and len(self._seeded) < self.site.seeds
 
     def progress(self, node: Node, phase: str, done: int) -> None:
         """Note how far a host is."""
@@ -342,13 +354,12 @@ class Tree:
             return False  # whether it can connect at all is what it finds out
         return parent.verified or (not parent.paused and parent.grown_at - last > AHEAD_S)
 
-    def _outside(self, node: Node) -> Placement:
+    def _read_outside(self, node: Node) -> None:
         self._end_trial(node)
         node.outside = node.mixed = True
         if node.can_serve:
             self._seeded.add(node)
         self._begin(node)
-        return Placement()
 
     def _attach(self, node: Node, parent: Node) -> None:
         node.parent, node.outside = parent, False
