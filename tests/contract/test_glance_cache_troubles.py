@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from contract.glance_bench import HASTY, WATCHFUL, NodeBench, items_of, node_bench, service_of
+from contract.life_suite import look
 from imgcache.drivers.glance_cache import GlanceCacheDriver
 from imgcache.errors import ErrorCode
+from imgcache.guards import Rules, held_by
 from imgcache.model import EntryKind
 from imgcache.plan import SourceKind
 from servers.glance_nodes import GlanceNode, NodeOptions
@@ -204,3 +206,20 @@ def test_what_waits_is_listed_and_can_be_taken_back(dead: tuple[NodeBench, Image
     # What waits is not what clean is for, but it says so.
     kept = {row.name: row.code for row in bench.clean() if row.name}
     assert kept[lost.id] is ErrorCode.TRANSFER
+
+
+def test_a_node_west_of_greenwich_lets_go_of_what_it_fetched_just_now(
+    service: ImageService, cloud: KeystoneAndGlance, tmp_path: Path
+) -> None:
+    """Glance tells its times five hours ahead there."""
+    with GlanceNode(cloud, tmp_path / "west", NodeOptions(zone="EST5")) as node:
+        node.wait_ready()
+        bench = node_bench(service, cloud, node)
+        image = bench.stock.add(os.urandom(5000))
+        assert bench.precache(image).outcomes == {image.name: ("cached", None)}
+        (told,) = node.state()["cached_images"]
+        assert told["last_accessed"] > time.time() + 4 * 3600
+        cache = look(bench)
+        (entry,) = cache.entries
+        assert entry.age_s == 0
+        assert held_by(entry, Rules(cache.policy)) is None

@@ -31,6 +31,8 @@ class NodeOptions:
     pipeline: bool = True
     """False: no cache filter, so that downloads fill nothing."""
     wsgi: str = "uwsgi"
+    zone: str = "UTC"
+    """The node's time zone."""
 
 
 class GlanceNode:
@@ -66,7 +68,7 @@ class GlanceNode:
         assert venv is not None
         options = GlanceOptions(wsgi=self.options.wsgi)
         argv = _wsgi_argv(venv, options, self._port, "glance.wsgi.api:application")
-        env = {"OS_GLANCE_CONFIG_DIR": str(self.folder)}
+        env = {"OS_GLANCE_CONFIG_DIR": str(self.folder), "TZ": self.options.zone}
         return Server(argv, env, self.folder / "log", self.url + "/healthcheck")
 
     def wait_ready(self) -> None:

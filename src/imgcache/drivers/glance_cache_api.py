@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 #: More than any cache has; beyond it the node is not believed.
 MAX_ENTRIES = 50_000
-#: A node's ``Date`` has whole seconds: an entry that was used just now may seem to be from the future.
-_DATE_STEP_S = 2.0
 #: Ids become parts of URLs. Source: glance ``schemas``: a client may choose an id, of this form only.
 _IMAGE_ID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
 _VERSION = re.compile(r"v?([0-9]{1,3})\.([0-9]{1,3})", re.ASCII)
@@ -65,11 +63,13 @@ class CacheState:
     """The node's clock."""
 
     def age_s(self, image: CachedImage) -> float:
-        """Return the seconds since an entry's last use; unknown is now, so that it is not old."""
-        if image.last_accessed is None:
-            return 0.0
-        age = self.now - image.last_accessed
-        return 0.0 if -_DATE_STEP_S <= age < 0 else age
+        """Return the seconds since an entry's last use; unknown, or in the future, is now: it is not old.
+
+        A node's ``Date`` has whole seconds; and with the driver ``centralized_db`` a node west of Greenwich
+        tells times that lie hours ahead. Source: glance ``db/sqlalchemy/api.py``: the database has UTC without
+        a zone, of which ``timestamp`` makes local time.
+        """
+        return 0.0 if image.last_accessed is None else max(self.now - image.last_accessed, 0.0)
 
 
 class NodeCache:
