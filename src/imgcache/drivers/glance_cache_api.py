@@ -66,8 +66,8 @@ class CacheState:
         """Return the seconds since an entry's last use; unknown, or in the future, is now: it is not old.
 
         A node's ``Date`` has whole seconds; and with the driver ``centralized_db`` a node west of Greenwich
-        tells times that lie hours ahead. Source: glance ``db/sqlalchemy/api.py``: the database has UTC without
-        a zone, of which ``timestamp`` makes local time.
+        tells times that lie hours ahead. Source: glance ``db/sqlalchemy/api.py``: the database has UTC
+        without a zone, of which ``timestamp`` makes local time.
         """
         return 0.0 if image.last_accessed is None else max(self.now - image.last_accessed, 0.0)
 
