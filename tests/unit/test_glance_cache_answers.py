@@ -110,11 +110,11 @@ def test_a_row_of_any_cache_driver_is_read() -> None:
     assert [entry.kind.value for entry in cache.entries].count("queued") == 1
 
 
-def test_an_entry_used_just_now_is_not_of_the_future() -> None:
+@pytest.mark.parametrize("ahead_s", [0.9, 50, 8 * 3600])
+def test_an_entry_used_just_now_is_not_of_the_future(ahead_s: float) -> None:
     """``Date`` has whole seconds only, and nodes tell other zones' times."""
-    for ahead in (0.9, 50, 8 * 3600):
-        (entry,) = inspect(lambda _, ahead=ahead: state([row(last_accessed=NOW + ahead)])).entries
-        assert entry.age_s == 0
+    (entry,) = inspect(lambda _: state([row(last_accessed=NOW + ahead_s)])).entries
+    assert entry.age_s == 0
 
 
 def test_a_node_without_a_clock_is_judged_by_ours() -> None:
