@@ -125,7 +125,7 @@ class MisbehavingPeer(http.HttpServer):
     ) -> None:
         cert_pem, key_pem = certificate or make_certificate()
         self.cert_pem = cert_pem if tls else None
-        super().__init__(tls=_context(cert_pem, key_pem.reveal()) if tls else None)
+        super().__init__(tls=server_context(cert_pem, key_pem.reveal()) if tls else None)
         self.data, self.name = data, name
         self._modes = list(modes or ("good",))
         self._choosing = threading.Lock()
@@ -159,7 +159,7 @@ class MisbehavingPeer(http.HttpServer):
         plain.close()
 
 
-def _context(cert_pem: str, key_pem: str) -> ssl.SSLContext:
+def server_context(cert_pem: str, key_pem: str) -> ssl.SSLContext:
     """Return a server's context; the key stays in memory, as in a real helper."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3

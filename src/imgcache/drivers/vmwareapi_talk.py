@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 BASE_MODULES = (
     *("conf", "watch", "staging", "formats", "soap", "vim"),
     *("vmware_conf", "vmware_stores", "vmware", "vmware_names"),
-    *("vmware_files", "vmware_image", "vmware_entry"),
+    *("vmware_files", "vmware_notes", "vmware_image", "vmware_entry"),
 )
 LIFE_MODULES = ("vmware_use", "vmware_life")
 VERIFY_MODULES = (*LIFE_MODULES, "vmware_verify")

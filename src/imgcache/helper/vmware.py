@@ -6,10 +6,12 @@ Source: nova ``virt/vmwareapi/ds_util.py`` (``get_available_datastores``), ``ima
 # mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
 # ruff: noqa: EM101, SIM105 - a Failure's code is a literal; what fails while giving up changes nothing
 
+import contextlib
 import fcntl
 import hashlib
 import os
 import re
+import threading
 import time
 
 from .core import Failure, os_failure
@@ -41,6 +43,9 @@ class Cluster(Stores):
         )
         self.temps = []
         self.upload = self.lease = None
+        self._moving = threading.Lock()
+        self._mover = None
+        self.abandoned = False
         self.place = "%s of vCenter %s" % (values["cluster_name"], self.vim.place)
         self.base = self.settings.base
         self._login()
@@ -128,8 +133,37 @@ class Cluster(Stores):
         parts += sorted(store.ref.value for store in self.stores)
         return "vsphere:" + hashlib.sha256("\n".join(parts).encode("utf-8")).hexdigest()[:32]
 
+    @contextlib.contextmanager
+    def publishing(self):
+        """Let nothing be removed while it gets its final name, and get none once it is being removed.
+
+        A move overtaken by the removal would leave half a disk where Nova takes it for a whole one.
+        Nor is it to be stopped half-way.
+
+        Raises:
+            Failure: ``interrupted``.
+        """
+        with self._moving:
+            if self.abandoned:
+                raise Failure("interrupted", "it was given up before it was published")
+            check, self.vim.check = self.vim.check, lambda: None
+            self._mover = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._mover = None
+                self.vim.check = check
+
+    def _may_remove(self):
+        """Whether nothing is just getting its final name, nor will from now on; waits a little for it."""
+        self.abandoned = True
+        # A signal may have come to the very thread that moves: it would wait for itself.
+        mine = self._mover == threading.get_ident()
+        return self._moving.acquire(timeout=0 if mine else _ENDING_S)
+
     def abandon(self):
         """Have vCenter remove what is unfinished, and forget us: the process is about to end."""
+        removable = self._may_remove()
         upload, self.upload = self.upload, None
         if upload is not None:
             upload.cut()
@@ -144,7 +178,8 @@ class Cluster(Stores):
             calls.append((lease.ref, "HttpNfcLeaseAbort"))
             if lease.machine is not None:
                 calls.append((lease.machine, "Destroy_Task"))
-        calls += [delete_call(last, store, folder) for store, folder in list(self.temps)]
+        if removable:  # else it is left for ``clean``
+            calls += [delete_call(last, store, folder) for store, folder in list(self.temps)]
         for call in calls:
             try:
                 last.call(*call)

@@ -13,6 +13,7 @@ import os
 import time
 
 from . import vmware_files as files
+from . import vmware_notes as notes
 from .core import Failure
 from .vmware import MANIFEST, TIMESTAMP, is_image_id, opened
 from .vmware_image import Plan
@@ -31,11 +32,19 @@ def utc_now():
 
 
 def find(cluster, store, image_id, image_format):
-    """Return the files of an image's folder when the image is there, by Nova's measure; else None."""
-    found = cluster.search(store, "%s/%s" % (cluster.base, image_id))
-    wanted = "%s.%s" % (image_id, image_format)
+    """Return the files of an image's folder when the image is there, by Nova's measure; else None.
+
+    Raises:
+        Failure: ``damaged``: Nova would take it, and no instance could boot from it.
+    """
+    folder = "%s/%s" % (cluster.base, image_id)
+    found, wanted = cluster.search(store, folder), "%s.%s" % (image_id, image_format)
     if found is None or not any(file.name == wanted and not file.folder for file in found):
         return None
+    if files.lacks_content(cluster, store, folder, found, wanted):
+        text = "%s is there without its content %s: no instance can boot from it; remove the folder"
+        path = store.path(folder, wanted)
+        raise Failure("damaged", text % (path, files.flat_of(wanted)))
     return found
 
 
@@ -70,11 +79,11 @@ def change_manifest(cluster, store, image_id, change):
     """
     lock_fd = _notes_lock(cluster)
     try:
-        manifest = files.read_manifest(cluster, store, image_id)
+        manifest = notes.read_manifest(cluster, store, image_id)
         if manifest is None:
             return False
         change(manifest)
-        files.write_manifest(cluster, store, "%s/%s" % (cluster.base, image_id), manifest)
+        notes.write_manifest(cluster, store, "%s/%s" % (cluster.base, image_id), manifest)
         return True
     finally:
         if lock_fd is not None:
@@ -94,8 +103,7 @@ def content_size(found, name):
     """Return the size of the file that holds an image's content; 0: it is not shown."""
     sizes = {file.name: file.size for file in found if not file.folder}
     if name.endswith(".vmdk"):
-        flat = name[: -len(".vmdk")] + "-flat.vmdk"
-        return sizes.get(flat, sizes.get(name, 0))
+        return sizes.get(files.flat_of(name), sizes.get(name, 0))
     return sizes.get(name, 0)
 
 
@@ -114,7 +122,7 @@ class Copy:
         self.allocated = sum(file.size for file in found if not file.folder)
         self.manifest = None
         if MANIFEST in names and self.format:
-            self.manifest = files.read_manifest(cluster, store, image_id)
+            self.manifest = notes.read_manifest(cluster, store, image_id)
         self.marked_at = None
         for file in found:
             if file.folder and file.name.startswith(TIMESTAMP):

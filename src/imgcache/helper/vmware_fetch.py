@@ -9,6 +9,7 @@ How it gets onto one datastore is in ``vmware_make``.
 import os
 
 from . import vmware_files as files
+from . import vmware_notes as notes
 from .core import Failure
 from .vmware import TEMP, is_image_id, opened
 from .vmware_entry import room_problem, suited, touch
@@ -100,7 +101,7 @@ class Fetch(Making):
         for store in stores:
             if store in missing:
                 continue
-            known = files.read_manifest(self.cluster, store, self.image["id"])
+            known = notes.read_manifest(self.cluster, store, self.image["id"])
             if known and known.get("digest", {}).get("value") == digest["value"].lower():
                 return store
         return None
@@ -117,7 +118,7 @@ class Fetch(Making):
     def copy(self, source, store):
         """Copy the image from one datastore to another, and publish it there."""
         cluster, image_id = self.cluster, self.image["id"]
-        manifest = files.read_manifest(cluster, source, image_id)
+        manifest = notes.read_manifest(cluster, source, image_id)
         temp = files.Temp(cluster, store, image_id)
         try:
             self.watch.tell("publish", 0, 1)

@@ -8,14 +8,13 @@ Source: vSphere API ``FileManager`` and ``VirtualDiskManager``; nova ``virt/vmwa
 # ruff: noqa: EM101, SIM105 - a Failure's code is a literal; what fails while giving up changes nothing
 
 import http.client
-import json
 import re
 import socket
 import time
 
 from .core import Failure
 from .soap import Fault, Object
-from .vmware import MANIFEST, PREFIX, TEMP, delete_call
+from .vmware import PREFIX, TEMP, delete_call
 from .vmware_names import work_name
 
 #: vCenter ends sessions that nobody used for half an hour; moving bytes is no use.
@@ -295,12 +294,12 @@ def upload_to(cluster, store, path, size):
     return Upload(cluster, target, size)
 
 
-def download(cluster, store, path):
+def download(cluster, store, path, method="GET"):
     """Return the open answer of a GET of a datastore's file, and its connection; None: it is not there."""
     connection = cluster.vim.connect()
     target = cluster.vim.file_target(path, store.datacenter.path, store.name)
     try:
-        connection.request("GET", target, headers={"Cookie": cluster.vim.cookie or ""})
+        connection.request(method, target, headers={"Cookie": cluster.vim.cookie or ""})
         response = connection.getresponse()
     except (OSError, http.client.HTTPException) as error:
         connection.close()
@@ -315,11 +314,47 @@ def download(cluster, store, path):
     return response, connection
 
 
+def length_of(response):
+    """Return how many bytes an answer says to have; None: it does not say."""
+    length = response.getheader("Content-Length", "")
+    return int(length) if length.isdigit() else None
+
+
+def broken_off(store, path, came, length):
+    """Return the ``Failure`` of a body that ended early, which ``read`` itself does not tell."""
+    text = "cannot read %s: vCenter broke off after %d of %d bytes"
+    return Failure("io", text % (store.path(path), came, length))
+
+
+def lacks_content(cluster, store, folder, found, name):
+    """Whether a disk's descriptor is there and its content is not; on vSAN that is an object, and no file."""
+    flat = flat_of(name)
+    if store.kind == "vsan" or not name.endswith(".vmdk"):
+        return False
+    if any(file.name == flat for file in found):
+        return False
+    # Not every browser of datastores need show the files that belong to a descriptor.
+    response, connection = download(cluster, store, "%s/%s" % (folder, flat), "HEAD")
+    connection.close()
+    return response is None
+
+
+def flat_of(name):
+    """Return the name of the file that holds the content of the disk of a descriptor."""
+    return name[: -len(".vmdk")] + "-flat.vmdk"
+
+
 def read_small(cluster, store, path):
     """Return a small file's bytes, at most 64 KiB of them; None: it is not there."""
     response, connection = download(cluster, store, path)
     try:
-        return None if response is None else response.read(_MAX_SMALL_BYTES)
+        if response is None:
+            return None
+        length = length_of(response)
+        data = response.read(_MAX_SMALL_BYTES)
+        if length is not None and len(data) != min(length, _MAX_SMALL_BYTES):
+            raise broken_off(store, path, len(data), length)
+        return data
     except (OSError, http.client.HTTPException) as error:
         raise Failure("io", "cannot read %s: %s" % (store.path(path), error)) from error
     finally:
@@ -330,33 +365,3 @@ def capacity_of(cluster, store, path):
     """Return what a disk's descriptor says is its capacity in bytes, or None."""
     text = (read_small(cluster, store, path) or b"").split(b"\0")[0].decode("ascii", "replace")
     return sum(int(sectors) for sectors in _EXTENT.findall(text)) * 512 or None
-
-
-# ---- what we note about an image, beside it
-
-
-def read_manifest(cluster, store, image_id):
-    """Return the manifest in an image's folder; None: there is none that can be used."""
-    data = read_small(cluster, store, "%s/%s/%s" % (cluster.base, image_id, MANIFEST))
-    try:
-        manifest = json.loads(data.decode("utf-8")) if data else None
-    except (ValueError, RecursionError):
-        return None
-    good = isinstance(manifest, dict) and all(
-        isinstance(manifest.get(name), dict) for name in ("digest", "stored")
-    )
-    if not good or str(manifest.get("image_id")).lower() != image_id.lower():
-        return None
-    return manifest
-
-
-def write_manifest(cluster, store, folder, manifest):
-    """Write the manifest of the image in a folder."""
-    data = json.dumps(manifest, sort_keys=True).encode("utf-8")
-    try:
-        upload = upload_to(cluster, store, "%s/%s" % (folder, MANIFEST), len(data))
-        upload.write(data)
-        upload.finish()
-    except Broken as error:
-        text = "cannot write %s: %s" % (store.path(folder, MANIFEST), error)
-        raise Failure("io", text) from error

@@ -10,7 +10,9 @@ Source: nova ``virt/vmwareapi/vmops.py`` (``_fetch_image_if_missing`` and what i
 import contextlib
 
 from . import vmware_files as files
+from . import vmware_notes as notes
 from .core import Failure
+from .soap import Fault
 from .vmware import MANIFEST, TIMESTAMP
 from .vmware_bring import Carrying, FileTarget, Sink
 from .vmware_entry import content_size, find, room_problem, utc_now
@@ -131,19 +133,21 @@ class Making:
         """
         if store.kind == "vsan":
             return
-        shown = {file.name: file.size for file in self.cluster.search(store, folder) or ()}
-        plan = self.plan
+        found, plan = self.cluster.search(store, folder) or (), self.plan
+        shown = {file.name: file.size for file in found}
         if plan.as_it_is and shown.get(plan.content_name, plan.size) != plan.size:
             message = "%s has %d bytes there instead of %d"
             shown_size = shown[plan.content_name]
             raise Failure("size", message % (plan.content_name, shown_size, plan.size))
         if plan.name not in shown:
             raise Failure("io", "%s is not there after it was stored" % plan.name)
+        if files.lacks_content(self.cluster, store, folder, found, plan.name):
+            raise Failure("io", "%s is not there after it was stored" % plan.flat_name)
         if plan.format == "vmdk":
-            found = files.capacity_of(self.cluster, store, "%s/%s" % (folder, plan.name))
-            if found is not None and found != self.capacity:
+            capacity = files.capacity_of(self.cluster, store, "%s/%s" % (folder, plan.name))
+            if capacity is not None and capacity != self.capacity:
                 message = "its disk has %d bytes there instead of %d"
-                raise Failure("size", message % (found, self.capacity))
+                raise Failure("size", message % (capacity, self.capacity))
 
     # ---- publishing
 
@@ -155,13 +159,26 @@ class Making:
         files.make_folder(cluster, store, base)
         if store.kind == "vsan":
             files.make_folder(cluster, store, final)
-            files.write_manifest(cluster, store, final, manifest)
-            files.move_disk(cluster, store, made, "%s/%s" % (final, self.plan.name))
+            with cluster.publishing():
+                notes.write_manifest(cluster, store, final, manifest)
+                self._move(files.move_disk, store, made, "%s/%s" % (final, self.plan.name))
             return
-        files.write_manifest(cluster, store, temp.inner, manifest)
-        if files.move_folder(cluster, store, temp.inner, final) or self.is_there(store):
-            return
-        self._into_folder(store, temp.inner, final, manifest)
+        notes.write_manifest(cluster, store, temp.inner, manifest)
+        with cluster.publishing():
+            moved = self._move(files.move_folder, store, temp.inner, final)
+            if not moved and not self.is_there(store):
+                self._into_folder(store, temp.inner, final, manifest)
+
+    def _move(self, move, store, source, target):
+        """Move on a datastore; False when the target exists. What may go on without us is not removed."""
+        try:
+            return move(self.cluster, store, source, target)
+        except Failure as failure:
+            if not isinstance(failure.__cause__, Fault):
+                # Nobody says whether it has ended; ``clean`` takes what it leaves.
+                temps = self.cluster.temps
+                temps[:] = [one for one in temps if one[0] is not store]
+            raise
 
     def _into_folder(self, store, inner, final, manifest):
         """Move into a folder that is there without the image: what somebody's broken transfer left."""
@@ -177,10 +194,10 @@ class Making:
                 "%s is there without the image, and holds %s; look at it, and remove it"
                 % (store.path(final), ascii(strange[0])[:100]),
             )
-        files.write_manifest(cluster, store, final, manifest)
+        notes.write_manifest(cluster, store, final, manifest)
         move = files.move_folder if self.plan.format == "iso" else files.move_disk
         source, target = "%s/%s" % (inner, name), "%s/%s" % (final, name)
-        if not move(cluster, store, source, target) and not self.is_there(store):
+        if not self._move(move, store, source, target) and not self.is_there(store):
             raise Failure("io", "cannot move to " + store.path(target))
 
     def manifest(self, store, folder):

@@ -11,6 +11,7 @@ import http.client
 import time
 
 from . import vmware_files as files
+from . import vmware_notes as notes
 from .core import Failure
 from .staging import new_digest
 from .vmware import is_image_id, opened
@@ -38,11 +39,12 @@ class Hashing:
             self.kept_at = time.monotonic()
             self.cluster.now()
 
-    def run(self, store, path, algo):
-        """Return (digest, bytes read); None: it is gone."""
+    def run(self, store, path, algo, expected):
+        """Return (digest, bytes read); None: it is gone. ``expected``: bytes, where vCenter does not say."""
         response, connection = files.download(self.cluster, store, path)
         if response is None:
             return None
+        length = files.length_of(response)
         digest, size, due = new_digest(algo), 0, time.monotonic()
         try:
             while True:
@@ -61,6 +63,9 @@ class Hashing:
             raise Failure("io", "cannot read %s: %s" % (store.path(path), error)) from error
         finally:
             connection.close()
+        length = expected if length is None else length
+        if size != length:
+            raise files.broken_off(store, path, size, length)
         self.done += size
         return digest.hexdigest(), size
 
@@ -82,7 +87,7 @@ class Verify:
 
     def run(self):
         """Return what ``vmware_verify`` answers."""
-        copies = Look(self.cluster, self.image_id).copies.get(self.image_id)
+        copies = self.copies()
         if not copies:
             return _answer("absent")
         self.hashing.total = sum(copy.size for copy in copies)
@@ -92,6 +97,10 @@ class Verify:
                 if answer["state"] == state:
                     return answer
         raise Failure("io", "no copy could be looked at")
+
+    def copies(self):
+        """Return what the datastores have of it now."""
+        return Look(self.cluster, self.image_id).copies.get(self.image_id, [])
 
     def one(self, copy):
         """Judge one copy."""
@@ -104,8 +113,10 @@ class Verify:
         if not algo:
             return _answer("unmanaged", where + "nothing is noted about it", size=copy.size)
         path = "%s/%s/%s" % (self.cluster.base, self.image_id, content_name(copy))
-        found = self.hashing.run(copy.store, path, algo)
+        found = self.hashing.run(copy.store, path, algo, copy.size)
         if found is None:
+            if not any(one.store is copy.store for one in self.copies()):
+                return _answer("absent")  # removed in this moment
             return _answer("damaged", where + "its content is missing", size=0)
         return self.judge(copy, stored, algo, found, where)
 
@@ -166,7 +177,7 @@ class Verify:
             "pin": None,
         }
         folder = "%s/%s" % (self.cluster.base, self.image_id)
-        files.write_manifest(self.cluster, copy.store, folder, manifest)
+        notes.write_manifest(self.cluster, copy.store, folder, manifest)
         return _answer("adopted", None, algo, value, size)
 
 
@@ -174,7 +185,7 @@ def content_name(copy):
     """Return the name of the file that holds a copy's content."""
     if copy.format == "iso":
         return copy.name
-    return copy.name[: -len(".vmdk")] + "-flat.vmdk"
+    return files.flat_of(copy.name)
 
 
 def order_vmware_verify(session, order):
