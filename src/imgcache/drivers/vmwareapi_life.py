@@ -121,7 +121,7 @@ def _verdict(name: str, image: Image | None, fields: Fields) -> Verdict:
     if fields.opt_str("state", limit=20) == "adopted":
         return Verdict(name, VerdictState.ADOPTED)
     verdict = verdict_from(name, fields)
-    if image and verdict.state is VerdictState.UNMANAGED:
+    if image and verdict.state is VerdictState.UNMANAGED and verdict.digest:
         reason = (
             f"its {image.digest.algo} is not the image's: other bytes, or made of them by vSphere"
         )

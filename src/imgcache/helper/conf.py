@@ -128,11 +128,16 @@ class Conf:
         if found is None and name in OPTIONS:
             found = OPTIONS[name][1], "default"
         if found is None or depth > 10:
+            if "password" in setting:  # what follows the dollar is part of it
+                text = "nova.conf's %s has a $ before something that no configuration file sets; "
+                raise Failure("config", text % setting + "a dollar sign of its own is written $$")
             raise Failure(
                 "config",
                 "nova.conf's %s uses $%s, which no configuration file sets; give %s in the inventory"
                 % (setting, name, setting),
             )
+        if "password" in name:
+            setting = name  # so that no message says a word of it
         return self.substitute(found[0], section, setting, depth + 1)
 
 

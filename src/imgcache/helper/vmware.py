@@ -54,7 +54,11 @@ class Cluster(Stores):
             self.ref = self._find()
             self.stores = self._stores()
         except Fault as fault:
+            self.vim.end()
             raise fault.failure("cannot look at cluster " + self.place) from fault
+        except Failure:
+            self.vim.end()
+            raise
         _clean_up_too(self)
 
     def _login(self):

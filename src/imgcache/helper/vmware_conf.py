@@ -143,6 +143,11 @@ class Settings:
             and self.values["remove_unused"]
         )
 
+    @property
+    def marks(self):
+        """Whether Nova's cache manager marks what nobody uses."""
+        return self.values["remove_unused"] and self.values["manager_interval_s"] >= 0
+
     def regex(self):
         """Return ``datastore_regex`` compiled, or None. Source: nova ``vmwareapi/driver.py``."""
         text = self.values["datastore_regex"]

@@ -17,13 +17,18 @@ from . import vmware_notes as notes
 from .core import Failure
 from .vmware import MANIFEST, TIMESTAMP, is_image_id, opened
 from .vmware_image import Plan
+from .watch import watch as watch_of
 
+_ALIVE_S = 15
 _LOCK_WAIT_S = 60
 _RESERVE_BYTES = 10 << 30
 #: Clocks that differ by less are the same: vCenter tells whole seconds.
 _SAME_S = 3.0
 _MAX_FOREIGN = 1000
 _FORMATS = ("vmdk", "iso")
+#: Times after it nobody means.
+_LATEST = float(1 << 33)
+_MARK = TIMESTAMP + "%Y-%m-%d-%H-%M-%S"
 
 
 def utc_now():
@@ -62,10 +67,13 @@ def touch(cluster, store, image_id, image_format, wait_s):
         for file in found:
             if file.folder and file.name.startswith(TIMESTAMP):
                 files.delete(cluster, store, folder, file.name)
-        if any(file.name == MANIFEST for file in found):
-            change_manifest(
-                cluster, store, image_id, lambda known: known.update(touched_at=utc_now())
-            )
+        noted = any(file.name == MANIFEST for file in found) and change_manifest(
+            cluster, store, image_id, lambda known: known.update(touched_at=utc_now())
+        )
+        if not noted and not cluster.settings.marks:
+            # Nova will not, and its files' times are those of the image: nothing else would tell.
+            mark = time.strftime(_MARK, time.gmtime())
+            files.make_folder(cluster, store, folder, mark)
     finally:
         if lock_fd is not None:
             os.close(lock_fd)
@@ -123,18 +131,28 @@ class Copy:
         self.manifest = None
         if MANIFEST in names and self.format:
             self.manifest = notes.read_manifest(cluster, store, image_id)
+        #: On vSAN a disk's content is an object: no file of it is shown, nor can it be read.
+        self.hidden = store.kind == "vsan" and self.format == "vmdk"
+        noted = self.manifest["stored"].get("size") if self.manifest else None
+        if self.hidden and type(noted) is int and 0 <= noted < 1 << 62:
+            self.size = noted
         self.marked_at = None
         for file in found:
             if file.folder and file.name.startswith(TIMESTAMP):
                 self.marked_at = marked_at(file.name)
         self.used_at = self.marked_at
         self.by_vcenter = self.marked_at is None
+        #: In use, or just renewed, or new: in the next round of its manager Nova would mark it otherwise.
+        self.unmarked = self.marked_at is None and cluster.settings.marks
         if self.by_vcenter:
             times = [file.mtime for file in found if file.name != MANIFEST]
             self.used_at = max([touched_at(self.manifest), *times])
+        self.used_at = min(self.used_at, _LATEST)
 
     def age(self, now, offset_s):
         """Return how long ago it was used, as far as that is known; vCenter's clock may be another."""
+        if self.unmarked:
+            return 0.0
         return now - self.used_at + (offset_s if self.by_vcenter else 0.0)
 
     @property
@@ -146,7 +164,7 @@ class Copy:
 def marked_at(name):
     """Return when Nova marked an image as unused, in seconds of the epoch; None: the name does not tell."""
     try:
-        return float(calendar.timegm(time.strptime(name, "ts-%Y-%m-%d-%H-%M-%S")))
+        return float(calendar.timegm(time.strptime(name, _MARK)))
     except ValueError:
         return None
 
@@ -164,7 +182,7 @@ def touched_at(manifest):
 class Look:
     """All caches of a cluster at one moment."""
 
-    def __init__(self, cluster, only=None):
+    def __init__(self, cluster, only=None, tell=lambda done, total: None):
         self.cluster = cluster
         self.now = time.time()
         self.offset_s = cluster.now() - self.now
@@ -181,7 +199,8 @@ class Look:
                 folders = {} if found is None else {only: found}
             if folders is not None:
                 self.there.append(store)
-            for name, found in sorted((folders or {}).items()):
+            for number, (name, found) in enumerate(sorted((folders or {}).items())):
+                tell(number, len(folders))
                 copy = Copy(cluster, store, name, found) if is_image_id(name) else None
                 if copy is not None and copy.format:
                     self.copies.setdefault(name, []).append(copy)
@@ -258,13 +277,42 @@ class Look:
             }
 
 
+class Work:
+    """An order at work: the controller is listened for, and told that we are alive."""
+
+    def __init__(self, session, order):
+        self.watch = watch_of(session)
+        self.order = order
+
+    def __enter__(self):
+        self.watch.begin(self.order["id"], self.order.get("alive_s", _ALIVE_S))
+        self.tell(0, 1)
+        return self
+
+    def tell(self, done, total):
+        """Note how far it is."""
+        self.watch.tell("inspect", done, total)
+
+    def __exit__(self, *_):
+        self.watch.end()
+
+
 def order_vmware_touch(session, order):
     """Renew an image that every datastore has; what one lacks is for ``vmware_fetch``."""
     cluster = opened(session)
     plan = Plan(order["image"], order["properties"], order["container"])
-    image_id = order["image"]["id"]
     stores = suited(cluster, plan)
-    missing = [store for store in stores if find(cluster, store, image_id, plan.format) is None]
+    with Work(session, order) as work:
+        return _touched(cluster, order, plan, stores, work.tell)
+
+
+def _touched(cluster, order, plan, stores, tell):
+    """Return what ``vmware_touch`` answers."""
+    image_id, missing = order["image"]["id"], []
+    for number, store in enumerate(stores):
+        tell(number, 2 * len(stores))
+        if find(cluster, store, image_id, plan.format) is None:
+            missing.append(store)
     answer = {
         "missing": [store.name for store in missing],
         "short": None,
@@ -276,7 +324,8 @@ def order_vmware_touch(session, order):
         short = [failure.message for failure in short if failure is not None]
         return dict(answer, state="absent", short="; ".join(short) or None)
     if not order["dry"]:
-        for store in stores:
+        for number, store in enumerate(stores):
+            tell(len(stores) + number, 2 * len(stores))
             try:
                 if touch(cluster, store, image_id, plan.format, _LOCK_WAIT_S) is None:
                     return dict(answer, state="absent", missing=[store.name])
@@ -320,10 +369,12 @@ def suited(cluster, plan):
 def order_vmware_renew(session, order):
     """Renew an image wherever it is."""
     cluster, image_id = opened(session), order["base"]
-    copies = Look(cluster, image_id).copies.get(image_id) if is_image_id(image_id) else None
-    if not copies:
-        return {"state": "absent", "touched": False, "reason": None}
-    if not order["dry"]:
-        for copy in copies:
-            touch(cluster, copy.store, image_id, copy.format, _LOCK_WAIT_S)
+    with Work(session, order) as work:
+        copies = Look(cluster, image_id).copies.get(image_id) if is_image_id(image_id) else None
+        if not copies:
+            return {"state": "absent", "touched": False, "reason": None}
+        if not order["dry"]:
+            for number, copy in enumerate(copies):
+                work.tell(number, len(copies))
+                touch(cluster, copy.store, image_id, copy.format, _LOCK_WAIT_S)
     return {"state": "existing", "touched": not order["dry"], "reason": None}

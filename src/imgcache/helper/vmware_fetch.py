@@ -49,7 +49,11 @@ class Fetch(Making):
 
     def _run(self):
         stores = suited(self.cluster, self.plan)
-        missing = [store for store in stores if not self.is_there(store)]
+        missing = []
+        for number, store in enumerate(stores):
+            self.watch.tell("inspect", number, len(stores))
+            if not self.is_there(store):
+                missing.append(store)
         for store in missing:
             sweep(self.cluster, store)
         self.cluster.look_for_room(missing)
@@ -119,13 +123,16 @@ class Fetch(Making):
         """Copy the image from one datastore to another, and publish it there."""
         cluster, image_id = self.cluster, self.image["id"]
         manifest = notes.read_manifest(cluster, source, image_id)
+        if manifest is None:
+            text = (
+                "what datastore %s has is not known to be the image: Nova put it there; run again"
+            )
+            raise Failure("changed", text % source.name)
         temp = files.Temp(cluster, store, image_id)
         try:
             self.watch.tell("publish", 0, 1)
             self._copy_content(source, store, temp.inner)
             self.check_stored(store, temp.inner)
-            if manifest is None:
-                raise Failure("io", "the manifest on datastore %s is gone" % source.name)
             manifest.update(pin=None)
             self.publish(store, temp, manifest, "%s/%s" % (temp.inner, self.plan.name))
         finally:
@@ -143,6 +150,7 @@ def order_vmware_fetch(session, order):
     """Bring one image into the cache on each datastore."""
     watch = watch_of(session)
     watch.begin(order["id"], order["limits"]["alive_s"])
+    watch.tell("lock", 0, 1)  # told every second from now on, or we would be taken for dead
     try:
         return Fetch(session, order).run()
     finally:

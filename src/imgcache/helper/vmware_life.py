@@ -14,35 +14,13 @@ from .core import Failure
 from .soap import Fault, refs_of, text_of
 from .vmware import PREFIX, TEMP, is_image_id, opened
 from .vmware_conf import nodename
-from .vmware_entry import Look, change_manifest
+from .vmware_entry import Look, Work, change_manifest
 from .vmware_names import is_ours, owner_of
 from .vmware_use import Use
-from .watch import watch as watch_of
 
-_ALIVE_S = 15
 _LOCK_WAIT_S = 10
 _FLOOR_S = 3600
 _ROWS = 20
-
-
-class Work:
-    """An order at work: the controller is listened for."""
-
-    def __init__(self, session, order):
-        self.watch = watch_of(session)
-        self.order = order
-
-    def __enter__(self):
-        self.watch.begin(self.order["id"], self.order.get("alive_s", _ALIVE_S))
-        self.tell(0, 1)
-        return self
-
-    def tell(self, done, total):
-        """Note how far it is."""
-        self.watch.tell("inspect", done, total)
-
-    def __exit__(self, *_):
-        self.watch.end()
 
 
 class Rows:
@@ -70,7 +48,7 @@ def order_vmware_list(session, order):
     """Tell what is in the caches."""
     cluster = opened(session)
     with Work(session, order) as work:
-        look = Look(cluster)
+        look = Look(cluster, tell=work.tell)
         use = Use(cluster, work.tell) if order["use"] else None
     rows, allocated = Rows(session, order), 0
     for image_id in sorted(look.copies):
@@ -113,14 +91,25 @@ def order_vmware_remove(session, order):
     """Remove images from all datastores, each decided again under Nova's locks."""
     cluster, rows = opened(session), Rows(session, order)
     with Work(session, order) as work:
-        for item in order["items"]:
+        for number, item in enumerate(order["items"]):
             work.watch.check()
-            rows.add(_removed(cluster, item))
+            tell = _part(work.tell, number, len(order["items"]))
+            tell(0, 1)
+            rows.add(_removed(cluster, item, tell))
             rows.flush()
     return {}
 
 
-def _removed(cluster, item):
+def _part(tell, number, count):
+    """Return what tells of one of many items, each of which has a thousand steps."""
+
+    def tell_part(done, total):
+        tell(1000 * number + 999 * done // max(total, 1), 1000 * count)
+
+    return tell_part
+
+
+def _removed(cluster, item, tell):
     row = {"name": item["name"], "state": "kept", "code": None, "reason": None, "bytes": 0}
     if not is_image_id(item["name"]):
         return dict(row, code="foreign", reason="not the name of an image")
@@ -134,7 +123,7 @@ def _removed(cluster, item):
         if not copies:
             return dict(row, state="gone")
         row["bytes"] = sum(copy.allocated for copy in copies)
-        _check_removable(cluster, item, look, copies)
+        _check_removable(cluster, item, look, copies, tell)
         for copy in copies:
             files.delete(cluster, copy.store, cluster.base, item["name"])
         return dict(row, state="removed")
@@ -151,7 +140,7 @@ def _removed(cluster, item):
                 os.close(lock_fd)
 
 
-def _check_removable(cluster, item, look, copies):
+def _check_removable(cluster, item, look, copies, tell):
     """Raise ``Kept`` unless nothing stands against it. Nova's locks on the timestamps are held."""
     used_at = max(copy.used_at for copy in copies)
     if look.identity(copies) != item["inode"] or int(used_at * 1e9) != item["mtime_ns"]:
@@ -162,11 +151,13 @@ def _check_removable(cluster, item, look, copies):
     if age < 0:
         raise Kept("young", "its time lies in the host's future")
     if age < (item["min_age_s"] if ours else max(_FLOOR_S, item["min_age_s"])):
+        if any(copy.unmarked for copy in copies):
+            raise Kept("young", "Nova has not marked it as unused yet")
         raise Kept("young", "last used %d s ago" % age)
     pin = look.pin(copies)
     if pin is not None and not item["pinned_ok"] and (pin == "forever" or pin > look.now):
         raise Kept("pinned", "pinned")
-    use = Use(cluster)
+    use = Use(cluster, tell)
     if use.problems:
         raise Kept("evidence", "; ".join(use.problems[:3]))
     users = use.of(item["name"])
@@ -248,8 +239,9 @@ class Cleaning:
 def order_vmware_clean(session, order):
     """Remove what broken transfers of ours left on the datastores."""
     cluster, rows = opened(session), Rows(session, order)
-    with Work(session, order):
-        for row in Cleaning(cluster, order).run():
+    with Work(session, order) as work:
+        for number, row in enumerate(Cleaning(cluster, order).run(), 1):
+            work.tell(number, number + 1)
             rows.add(row)
         rows.flush()
     return {}
@@ -264,10 +256,15 @@ def order_vmware_pin(session, order):
     number = isinstance(until, (int, float)) and not isinstance(until, bool)
     if not (until is None or until == "forever" or number) or not is_image_id(image_id):
         raise Failure("protocol", "not a time to pin until, or no image")
-    look = Look(cluster, image_id)
-    copies = look.copies.get(image_id)
+    with Work(session, order):
+        return {"state": _pinned(cluster, order, image_id, until)}
+
+
+def _pinned(cluster, order, image_id, until):
+    """Return what became of it."""
+    copies = Look(cluster, image_id).copies.get(image_id)
     if not copies:
-        return {"state": "absent"}
+        return "absent"
     done = False
 
     def note(manifest):
@@ -278,5 +275,5 @@ def order_vmware_pin(session, order):
     for copy in copies:
         done = change_manifest(cluster, copy.store, image_id, note) or done
     if not done:
-        return {"state": "unmanaged"}
-    return {"state": "unpinned" if until is None else "pinned"}
+        return "unmanaged"
+    return "unpinned" if until is None else "pinned"

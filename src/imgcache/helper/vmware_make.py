@@ -50,6 +50,11 @@ class Making:
         finally:
             self.cluster.vim.tell = None
 
+    def create(self, store, path):
+        """Create an empty disk; vSphere zeroes some kinds of them."""
+        with self.telling():
+            files.create_disk(self.cluster, store, path, self.plan)
+
     # ---- the first datastore
 
     def fetch(self, store):
@@ -108,7 +113,7 @@ class Making:
             FLAT: "%s/%s" % (temp.inner, plan.flat_name),
         }[plan.kind]
         if plan.kind == FLAT:
-            files.create_disk(cluster, store, final, plan)
+            self.create(store, final)
             files.delete(cluster, store, path)
         self.bring(FileTarget(cluster, store, path, plan))
         if plan.kind == FLAT:
@@ -160,8 +165,8 @@ class Making:
         if store.kind == "vsan":
             files.make_folder(cluster, store, final)
             with cluster.publishing():
-                notes.write_manifest(cluster, store, final, manifest)
-                self._move(files.move_disk, store, made, "%s/%s" % (final, self.plan.name))
+                if not self.is_there(store):
+                    self._move_in(files.move_disk, store, made, final, manifest)
             return
         notes.write_manifest(cluster, store, temp.inner, manifest)
         with cluster.publishing():
@@ -194,10 +199,16 @@ class Making:
                 "%s is there without the image, and holds %s; look at it, and remove it"
                 % (store.path(final), ascii(strange[0])[:100]),
             )
-        notes.write_manifest(cluster, store, final, manifest)
         move = files.move_folder if self.plan.format == "iso" else files.move_disk
-        source, target = "%s/%s" % (inner, name), "%s/%s" % (final, name)
-        if not self._move(move, store, source, target) and not self.is_there(store):
+        self._move_in(move, store, "%s/%s" % (inner, name), final, manifest)
+
+    def _move_in(self, move, store, source, final, manifest):
+        """Move a disk into a folder, and note what it is: not before, as it may be Nova that comes first."""
+        cluster, target = self.cluster, "%s/%s" % (final, self.plan.name)
+        files.delete(cluster, store, final, MANIFEST)  # which a broken transfer may have left
+        if self._move(move, store, source, target):
+            notes.write_manifest(cluster, store, final, manifest)
+        elif not self.is_there(store):
             raise Failure("io", "cannot move to " + store.path(target))
 
     def manifest(self, store, folder):
@@ -241,7 +252,7 @@ class Making:
             self.capacity = files.capacity_of(cluster, source, path)
             self.admit(store, self.capacity or 0)
         if plan.kind == FLAT:
-            files.create_disk(cluster, store, target, plan)
+            self.create(store, target)
             path, target = (place + "/" + plan.flat_name for place in (folder, inner))
             files.delete(cluster, store, target)
         elif plan.format == "vmdk":

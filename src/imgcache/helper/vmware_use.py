@@ -1,7 +1,8 @@
 """Which machines use cached images: by what Nova wrote about them, and by the disks they are based on.
 
 Nova makes the machine, with its image's id in the notes, before it asks for the image; so while the
-timestamps' lock is held, no boot is on its way that is not seen here.
+timestamps' lock is held, no boot of this host is on its way that is not seen here. Reading many takes
+minutes, and hosts that share a cache have locks of their own: so the last look finds no machine that is new.
 Source: nova ``virt/vmwareapi/vmops.py`` (``spawn``, ``_get_instance_metadata``); vSphere API
 ``VirtualMachineFileLayoutEx``, ``VirtualDiskFlatVer2BackingInfo``.
 """
@@ -15,6 +16,8 @@ from .vmware_names import is_ours
 
 _PATHS = ("name", "config.annotation", "config.hardware.device", "layoutEx.file")
 _NOTE = "imageid:"
+#: How often it is looked for machines that came while the others were read.
+_ROUNDS = 10
 
 
 class Use:
@@ -38,20 +41,32 @@ class Use:
         return sorted(self.users.get(image_id.lower(), ()))
 
     def _read(self, tell):
-        vim, machines = self.cluster.vim, {}
-        stores = vim.properties([store.ref for store in self.cluster.stores], ["vm"])
+        seen = set()
+        for _ in range(_ROUNDS):
+            refs = [ref for value, ref in self._machines().items() if value not in seen]
+            if not refs:
+                return
+            for start in range(0, len(refs), 100):
+                tell(start, len(refs))
+                found = self.cluster.vim.properties(refs[start : start + 100], _PATHS)
+                for values in found.values():
+                    self._note(values)
+            seen.update(ref.value for ref in refs)
+        self.problems.append("new machines come faster than they can be looked at")
+
+    def _machines(self):
+        """Return id -> machine, of those that have files on the datastores now."""
+        machines = {}
+        found = self.cluster.vim.properties([store.ref for store in self.cluster.stores], ["vm"])
         for store in self.cluster.stores:
-            if "vm" not in stores.get(store.ref.value, {}):
-                self.problems.append("cannot see which machines use datastore " + store.name)
+            if "vm" in found.get(store.ref.value, {}):
+                refs = refs_of(found[store.ref.value]["vm"])
+                machines.update((ref.value, ref) for ref in refs)
                 continue
-            for ref in refs_of(stores[store.ref.value]["vm"]):
-                machines[ref.value] = ref
-        refs = list(machines.values())
-        for start in range(0, len(refs), 100):
-            tell(start, len(refs))
-            found = vim.properties(refs[start : start + 100], _PATHS)
-            for values in found.values():
-                self._note(values)
+            problem = "cannot see which machines use datastore " + store.name
+            if problem not in self.problems:
+                self.problems.append(problem)
+        return machines
 
     def _note(self, values):
         name = text_of(values.get("name"), "a machine without a name")[:200]

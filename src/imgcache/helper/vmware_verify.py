@@ -15,8 +15,7 @@ from . import vmware_notes as notes
 from .core import Failure
 from .staging import new_digest
 from .vmware import is_image_id, opened
-from .vmware_entry import Look, change_manifest, utc_now
-from .vmware_life import Work
+from .vmware_entry import Look, Work, change_manifest, utc_now
 
 _BLOCK_BYTES = 1 << 20
 _LEAST_RATE = 64 << 10
@@ -104,6 +103,9 @@ class Verify:
 
     def one(self, copy):
         """Judge one copy."""
+        if copy.hidden:
+            reason = "on datastore %s, a vSAN, a disk is no file: it cannot be verified"
+            return _answer("unmanaged", reason % copy.store.name, size=copy.size)
         stored = copy.manifest["stored"] if copy.manifest else {}
         where = "on datastore %s " % copy.store.name
         if stored and stored.get("size") != copy.size:

@@ -72,6 +72,36 @@ def test_a_damaged_or_forged_manifest_makes_an_entry_unmanaged(bench: Bench, one
     assert row["kind"] == "original"
 
 
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        {"pin": float("nan")},
+        {"pin": float("-inf")},
+        {"source": [[[[[["deep"]]]]]]},
+        {"digest": {"algo": 512, "value": "00"}},
+        {"stored": {"algo": ["sha512"], "value": None, "size": 1}},
+    ],
+)
+def test_a_manifest_that_json_cannot_tell_makes_an_entry_unmanaged(
+    bench: Bench, one: Frame, spoil: Frame
+) -> None:
+    for folder in bench.vcenter.cached(one["name"]):
+        path = folder / "imgcache.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **spoil}))
+    row = bench.list()[one["name"]]
+    assert row["manifest"] is None
+    assert row["kind"] == "original"
+    assert verify(bench, one["name"])["state"] == "unmanaged"
+
+
+def test_a_time_that_nobody_means_fits_into_a_row(bench: Bench, one: Frame) -> None:
+    for folder in bench.vcenter.cached(one["name"]):
+        path = folder / "imgcache.json"
+        noted = dict(json.loads(path.read_text()), touched_at="9999-01-01T00:00:00Z")
+        path.write_text(json.dumps(noted))
+    assert bench.list()[one["name"]]["mtime_ns"] < 1 << 63
+
+
 @pytest.mark.row("D5")
 @pytest.mark.parametrize("evidence", ["annotation", "parent", "vsan"])
 def test_what_a_machine_uses_is_kept(bench: Bench, one: Frame, evidence: str) -> None:
@@ -121,12 +151,68 @@ def test_an_age_is_checked_again(bench: Bench, one: Frame) -> None:
     assert bench.remove(row)["state"] == "gone"
 
 
+def grow_old(bench: Bench, image_id: str, *, noted: bool) -> None:
+    """Have an image's files lie there for ten days; ``noted``: by imgcache's own notes."""
+    then = time.time() - 10 * DAY
+    when = datetime.datetime.fromtimestamp(then, datetime.UTC)
+    for folder in bench.vcenter.cached(image_id):
+        notes = folder / "imgcache.json"
+        if noted:
+            text = dict(json.loads(notes.read_text()), touched_at=f"{when:%Y-%m-%dT%H:%M:%SZ}")
+            notes.write_text(json.dumps(text))
+        else:
+            notes.unlink()
+        for path in folder.iterdir():
+            os.utime(path, (then, then))
+
+
+@pytest.mark.row("D4")
+@pytest.mark.parametrize("noted", [True, False])
+def test_what_nova_has_not_marked_as_unused_is_young(bench: Bench, one: Frame, noted: bool) -> None:
+    """As minutes after its last instance has gone, or after it was renewed."""
+    grow_old(bench, one["name"], noted=noted)
+    row = bench.list()[one["name"]]
+    assert row["age"] == 0
+    answer = bench.remove(row, ours_ok=False, min_age_s=DAY)
+    assert (answer["state"], answer["code"]) == ("kept", "young")
+    assert "not marked" in answer["reason"]
+    mark(bench, one["name"], 2 * DAY)
+    row = bench.list()[one["name"]]
+    assert bench.remove(row, ours_ok=False, min_age_s=DAY)["state"] == "removed"
+
+
+@pytest.mark.row("D4")
+@pytest.mark.parametrize("more", ["remove_unused_base_images = false", "manager_interval = -1"])
+def test_what_was_just_renewed_is_young_where_nova_marks_nothing(
+    vcenter: VCenter, tmp_path: Path, more: str
+) -> None:
+    conf = vcenter.nova_conf(tmp_path, f"[image_cache]\n{more}", cache_prefix="10.0.0.5")
+    with Controller() as helper:
+        bench = Bench(vcenter, helper, conf)
+        assert bench.open()["event"] == "result"
+        fields = bench.image(plain())
+        assert bench.fetch(fields)["state"] == "cached"
+        name = fields["image"]["id"]
+        grow_old(bench, name, noted=False)
+        assert bench.list()[name]["age"] > 9 * DAY
+        assert bench.touch(fields)["touched"] is True
+        row = bench.list()[name]
+        assert row["age"] < 60
+        assert bench.remove(row, ours_ok=False, min_age_s=DAY)["code"] == "young"
+
+
 @pytest.mark.row("D9")
 def test_an_entry_that_changed_since_it_was_looked_at_is_kept(bench: Bench, one: Frame) -> None:
     mark(bench, one["name"], 5 * DAY)
     row = bench.list()[one["name"]]
     assert bench.touch(about(one))["touched"] is True
     assert bench.remove(row)["code"] == "changed"
+
+
+def answered(bench: Bench, order: int) -> bool:
+    """Whether an order has been answered, save with how far it is."""
+    frames = [frame for frame in bench.helper.frames if frame.get("id") == order]
+    return any(frame["event"] != "progress" for frame in frames)
 
 
 def about(row: Frame) -> Frame:
@@ -144,7 +230,7 @@ def test_novas_lock_is_waited_for(bench: Bench, one: Frame) -> None:
         order = bench.helper.order("vmware_touch", dry=False, reserve=0, **about(one))
         marked = mark(bench, one["name"], 60)
         time.sleep(1)  # for what does not wait: whether it does shows by nothing else
-        assert not [frame for frame in bench.helper.frames if frame.get("id") == order]
+        assert not answered(bench, order)
         assert all(path.exists() for path in marked)
     assert bench.helper.result(order)["touched"] is True
     assert not any(path.exists() for path in marked)
@@ -196,7 +282,7 @@ def test_a_pin_waits_for_who_changes_notes_and_is_not_lost(bench: Bench, one: Fr
         fcntl.lockf(held, fcntl.LOCK_EX)
         order = bench.helper.order("vmware_pin", base=one["name"], until="forever")
         time.sleep(1)  # for what does not wait
-        assert not [frame for frame in bench.helper.frames if frame.get("id") == order]
+        assert not answered(bench, order)
     assert bench.helper.result(order)["state"] == "pinned"
 
 
@@ -242,6 +328,24 @@ def test_what_vsphere_made_is_proven_from_its_first_look_on(bench: Bench) -> Non
     flat = bench.vcenter.cached(name)[0] / f"{name}-flat.vmdk"
     flat.write_bytes(b"\1" + plain()[1:])
     assert verify(bench, name)["state"] == "damaged"
+
+
+@pytest.mark.row("T14")
+def test_a_disk_on_vsan_is_never_called_damaged(bench: Bench) -> None:
+    for name in bench.vcenter.stores:
+        bench.vcenter.ask("store", name=name, type="vsan")
+    bench.open()
+    data = vmdk("streamOptimized")
+    fields = bench.image(data, properties={"vmware_disktype": "streamOptimized"})
+    assert bench.fetch(fields)["state"] == "cached"
+    name = fields["image"]["id"]
+    for folder in bench.vcenter.cached(name):
+        (folder / f"{name}-flat.vmdk").unlink()  # it is an object there
+    row = bench.list()[name]
+    assert row["size"] == row["manifest"]["stored"]["size"] == len(plain())
+    answer = verify(bench, name)
+    assert (answer["state"], "vSAN" in answer["reason"]) == ("unmanaged", True)
+    assert bench.touch(fields)["state"] == "existing"
 
 
 def test_what_nova_fetched_is_adopted_when_it_is_the_images(bench: Bench, one: Frame) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import re
 import threading
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from helper.controller import Controller
 from helper.vmware.conftest import Bench
 from helper.vmware.disks import content, plain, vmdk
+from servers.vcenter import MACHINE
 from servers.vcenter_front import Answer, Front, Request
 
 if TYPE_CHECKING:
@@ -230,3 +233,186 @@ def test_what_goes_while_it_is_read_is_absent(meddled: Meddled) -> None:
 
     meddled.meddle = meddle
     assert verify(bench, image_id)["state"] == "absent"
+
+
+def told(bench: Bench, order: int) -> list[dict[str, Any]]:
+    """Return what was told of an order's progress so far."""
+    frames = list(bench.helper.frames)
+    return [one for one in frames if one.get("id") == order and one["event"] == "progress"]
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 15) -> bool:
+    """Return whether it came true in time."""
+    deadline = time.monotonic() + timeout_s
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return bool(condition())
+
+
+@pytest.mark.parametrize("op", ["fetch", "touch", "renew"])
+def test_a_host_that_waits_for_a_lock_does_not_fall_silent(meddled: Meddled, op: str) -> None:
+    bench = meddled.bench
+    fields = bench.image(plain())
+    image_id = fields["image"]["id"]
+    name = f"imgcache-vmware-10.0.0.5_base_{image_id}"
+    if op != "fetch":
+        assert bench.fetch(fields)["state"] == "cached"
+        store = max(bench.vcenter.stores)
+        name = f"nova-vmware-ts-[{store}] 10.0.0.5_base_{image_id}"
+    with (bench.conf.parent / "locks" / name).open("a") as held:
+        fcntl.lockf(held, fcntl.LOCK_EX)
+        if op == "fetch":
+            order = bench.begin(fields, lock_wait_s=30)
+        elif op == "touch":
+            order = bench.helper.order("vmware_touch", dry=False, reserve=0, **fields)
+        else:
+            order = bench.helper.order("vmware_renew", dry=False, base=image_id)
+        assert wait_until(lambda: len(told(bench, order)) > 1, 6)
+    if op == "fetch":
+        bench.helper.push_when_ready(order, plain())
+    bench.helper.result(order)
+    done = [frame["done"] for frame in told(bench, order) if frame["phase"] == "inspect"]
+    assert done == sorted(done)
+
+
+def test_a_host_whose_vcenter_makes_a_disk_does_not_fall_silent(meddled: Meddled) -> None:
+    bench = meddled.bench
+
+    def meddle(request: Request, go: Callable[[], Answer]) -> Answer:
+        if request.calls("CreateVirtualDisk_Task"):
+            time.sleep(3)  # as with terabytes of zeros
+        return go()
+
+    meddled.meddle = meddle
+    fields = bench.image(plain(), properties={"vmware_disktype": "eagerZeroedThick"})
+    order = bench.begin(fields)
+    bench.helper.event(order, "ready")
+    assert len(told(bench, order)) > 1
+    bench.helper.push(order, plain())
+    bench.helper.result(order)
+
+
+@pytest.mark.row("D5")
+def test_a_machine_that_comes_while_others_are_read_keeps_its_image(meddled: Meddled) -> None:
+    bench = meddled.bench
+    fields = bench.image(plain())
+    assert bench.fetch(fields)["state"] == "cached"
+    image_id = fields["image"]["id"]
+    row = bench.list()[image_id]
+    bench.vcenter.ask("machine", name=MACHINE, annotation=f"imageid:{image_id}\n")
+    seen: list[bytes] = []
+
+    def meddle(request: Request, go: Callable[[], Answer]) -> Answer:
+        answer = go()
+        machines = re.findall(
+            rb"<ManagedObjectReference[^>]*VirtualMachine\">[^<]*</[^>]*>", answer.body
+        )
+        if b"<pathSet>vm</pathSet>" in request.body and not seen:
+            # When the list was made only those were there that do not use it.
+            body = answer.body
+            for machine in set(machines):
+                number = re.search(rb">([^<]*)<", machine)
+                assert number
+                if number[1] in users:
+                    body = body.replace(machine, b"")
+            seen.append(body)
+            assert body != answer.body
+            return replace(answer, body=body)
+        return answer
+
+    users = machines_called(meddled, MACHINE)
+    meddled.meddle = meddle
+    answer = bench.remove(row)
+    assert seen
+    assert (answer["state"], answer["code"]) == ("kept", "in-use"), answer
+    assert len(bench.vcenter.cached(image_id)) == 2
+
+
+def machines_called(meddled: Meddled, name: str) -> set[bytes]:
+    """Return the ids of the machines of a name, as vCenter tells them when all are looked at."""
+    found: set[bytes] = set()
+
+    def meddle(request: Request, go: Callable[[], Answer]) -> Answer:
+        answer = go()
+        if b"config.annotation" in request.body:
+            for part in answer.body.split(b"<objects>")[1:]:
+                number = re.search(rb"VirtualMachine\">([^<]*)<", part)
+                assert number
+                if b">" + name.encode() + b"</val>" in part:
+                    found.add(number[1])
+        return answer
+
+    meddled.meddle = meddle
+    meddled.bench.list()
+    assert found
+    return found
+
+
+def test_removing_many_tells_of_each_of_them(meddled: Meddled) -> None:
+    bench = meddled.bench
+    rows = []
+    for _ in range(2):
+        fields = bench.image(plain())
+        assert bench.fetch(fields)["state"] == "cached"
+        rows.append(bench.list()[fields["image"]["id"]])
+
+    def meddle(request: Request, go: Callable[[], Answer]) -> Answer:
+        if request.calls("DeleteDatastoreFile_Task"):
+            time.sleep(1.2)
+        return go()
+
+    meddled.meddle = meddle
+    items = [
+        {"name": row["name"], "inode": row["inode"], "mtime_ns": row["mtime_ns"],
+         "min_age_s": 0, "ours_ok": True, "pinned_ok": False}
+        for row in rows
+    ]  # fmt: skip
+    order = bench.helper.order("vmware_remove", items=items)
+    bench.helper.result(order)
+    done = {frame["done"] for frame in told(bench, order)}
+    assert max(done) >= 1000, done
+
+
+@pytest.mark.parametrize("setting", [{"cluster_name": "other"}, {"datastore_regex": "nas.*"}])
+def test_a_session_that_leads_nowhere_is_ended(
+    meddled: Meddled, vcenter: VCenter, tmp_path: Path, setting: dict[str, str]
+) -> None:
+    with Controller() as helper:
+        conf = vcenter.nova_conf(tmp_path, host_port=meddled.front.port, **setting)
+        before = len(meddled.front.requests)
+        assert Bench(vcenter, helper, conf).open()["event"] == "error"
+        calls = meddled.front.requests[before:]
+        assert [one.calls("Login") for one in calls].count(True) == 1
+        assert [one.calls("Logout") for one in calls].count(True) == 1
+
+
+@pytest.mark.parametrize("kind", ["VMFS", "vsan"])
+@pytest.mark.row("T14")
+def test_a_disk_of_novas_never_bears_our_digest(meddled: Meddled, kind: str) -> None:
+    """Nova has its own disk there in the moment in which ours is to be moved."""
+    bench = meddled.bench
+    for name in bench.vcenter.stores:
+        bench.vcenter.ask("store", name=name, type=kind)
+    bench.open()
+    properties = {"vmware_disktype": "streamOptimized"}
+    fields = bench.image(vmdk("streamOptimized"), properties=properties)
+    image_id = fields["image"]["id"]
+    folders = [store / "10.0.0.5_base" / image_id for store in bench.vcenter.stores.values()]
+    if kind == "VMFS":
+        for folder in folders:
+            folder.mkdir(parents=True)  # as a broken transfer left it
+
+    def meddle(request: Request, go: Callable[[], Answer]) -> Answer:
+        if request.calls("MoveVirtualDisk_Task") and b"10.0.0.5_base" in request.body:
+            for folder in folders:
+                (folder / f"{image_id}.vmdk").write_text("Nova's own")
+                (folder / f"{image_id}-flat.vmdk").write_bytes(b"other bytes")
+        return go()
+
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    meddled.meddle = meddle
+    bench.fetch(fields)
+    for folder in folders:
+        assert (folder / f"{image_id}.vmdk").read_text() == "Nova's own"
+    assert bench.list()[image_id]["manifest"] is None

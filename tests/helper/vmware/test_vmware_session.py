@@ -38,6 +38,23 @@ def test_a_wrong_password_is_told_without_it(vcenter: VCenter, tmp_path: Path) -
     assert "host_password" in answer["message"]
 
 
+@pytest.mark.row("T1")
+@pytest.mark.parametrize(
+    ("password", "more"), [("se$canary-word", ""), ("$db_password", "db_password = a$canary_word")]
+)
+def test_a_dollar_in_a_password_tells_no_word_of_it(
+    vcenter: VCenter, tmp_path: Path, password: str, more: str
+) -> None:
+    conf = vcenter.nova_conf(tmp_path, host_password=password)
+    conf.write_text(conf.read_text().replace("[DEFAULT]", f"[DEFAULT]\n{more}"))
+    with Controller() as helper:
+        answer = Bench(vcenter, helper, conf).open()
+    assert (answer["event"], answer["code"]) == ("error", "config")
+    assert "canary" not in str(answer)
+    assert "host_password" in answer["message"] or "db_password" in answer["message"]
+    assert "$$" in answer["message"]
+
+
 @pytest.mark.row("N16")
 def test_an_unknown_certificate_is_refused(vcenter: VCenter, tmp_path: Path) -> None:
     answer = opened(vcenter, tmp_path, insecure="false")
