@@ -133,9 +133,10 @@ class Copy:
             self.manifest = notes.read_manifest(cluster, store, image_id)
         #: On vSAN a disk's content is an object: no file of it is shown, nor can it be read.
         self.hidden = store.kind == "vsan" and self.format == "vmdk"
-        noted = self.manifest["stored"].get("size") if self.manifest else None
-        if self.hidden and type(noted) is int and 0 <= noted < 1 << 62:
-            self.size = noted
+        if self.format == "vmdk" and files.flat_of(self.name) not in names:
+            # Not every browser of datastores shows it: what cannot be seen is no damage.
+            noted = self.manifest["stored"].get("size") if self.manifest else None
+            self.size = noted if type(noted) is int and 0 <= noted < 1 << 62 else self.size
         self.marked_at = None
         for file in found:
             if file.folder and file.name.startswith(TIMESTAMP):

@@ -15,7 +15,7 @@ from .core import Failure
 from .soap import Fault
 from .vmware import MANIFEST, TIMESTAMP
 from .vmware_bring import Carrying, FileTarget, Sink
-from .vmware_entry import content_size, find, room_problem, utc_now
+from .vmware_entry import find, room_problem, utc_now
 from .vmware_image import FLAT, ISO, OVA, SPARSE
 from .vmware_import import ImportTarget, OvaTarget
 
@@ -216,7 +216,8 @@ class Making:
         image, plan, now = self.image, self.plan, utc_now()
         algo, value = image["digest"]["algo"], image["digest"]["value"].lower()
         weak = algo in ("md5", "sha1")
-        size = content_size(self.cluster.search(store, folder) or (), plan.name)
+        found = self.cluster.search(store, folder) or ()
+        size = {file.name: file.size for file in found}.get(plan.content_name)
         stored = {
             "algo": algo if plan.as_it_is or not weak else "sha512",
             "value": value if plan.as_it_is else None,

@@ -164,7 +164,7 @@ class Verify:
             "stored": {
                 "algo": algo,
                 "value": value,
-                "size": copy.size,
+                "size": size,
                 "format": copy.format,
                 "mtime_ns": None,
             },

@@ -416,3 +416,27 @@ def test_a_disk_of_novas_never_bears_our_digest(meddled: Meddled, kind: str) -> 
     for folder in folders:
         assert (folder / f"{image_id}.vmdk").read_text() == "Nova's own"
     assert bench.list()[image_id]["manifest"] is None
+
+
+def test_a_browser_that_hides_the_files_of_disks_makes_none_damaged(meddled: Meddled) -> None:
+    bench = meddled.bench
+
+    def meddle(request: Request, go: Callable[[], Answer]) -> Answer:
+        answer = go()
+        hidden = rb"<file(?: [^>]*)?><path>[^<]*-flat\.vmdk</path>.*?</file>"
+        return replace(answer, body=re.sub(hidden, b"", answer.body))
+
+    meddled.meddle = meddle
+    for data, properties in (
+        (plain(), {}),
+        (vmdk("monolithicSparse"), {"vmware_disktype": "sparse"}),
+    ):
+        fields = bench.image(data, properties=properties)
+        assert bench.fetch(fields)["state"] == "cached"
+        image_id = fields["image"]["id"]
+        assert bench.touch(fields)["state"] == "existing"
+        row = bench.list()[image_id]
+        assert row["size"] == row["manifest"]["stored"]["size"] == len(plain())
+        verify(bench, image_id)
+        assert verify(bench, image_id).get("state") == "intact"
+        assert bench.remove(row)["state"] == "removed"
