@@ -6,8 +6,8 @@ SHELL := /bin/bash
 .PHONY: help setup setup-run demo test test-long check lint format bench binary man clean
 
 BIN := .venv/bin
-# Test processes at work at once.
-WORKERS ?= 2
+# Test processes at work at once: one more than the smallest machine has processors, since many tests wait.
+WORKERS ?= 3
 export WORKERS
 
 help:  ## list what can be made

@@ -15,7 +15,7 @@ failed=build/failed-tests
 
 mkdir -p build
 rm -f "$failed"
-.venv/bin/python -m pytest -n "${WORKERS:-2}" --dist loadgroup --failed-to "$failed" "$@" && exit 0
+.venv/bin/python -m pytest -n "${WORKERS:-3}" --dist loadgroup --failed-to "$failed" "$@" && exit 0
 status=$?
 # 1 is the only status that means "ran to its end, and some failed".
 [ "$status" -eq 1 ] && [ -s "$failed" ] || exit "$status"
