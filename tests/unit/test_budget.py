@@ -9,8 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contract.driver_suite import Context, Stock
 from imgcache.distribution import PAYLOAD
+from imgcache.model import Host, HostSettings
 from imgcache.operations.budget import Pacer, Share, SiteBudget
+from imgcache.operations.feeds import Outside
+from imgcache.transport.local import LocalTransport
 
 
 class Clock:
@@ -191,3 +195,25 @@ def test_without_a_limit_nothing_waits() -> None:
                 await Pacer(None).take(1 << 30)
 
     asyncio.run(push())
+
+
+@pytest.mark.parametrize("phases", [("lock",), ("inspect", "convert", "lock"), ("hash",)])
+def test_who_waits_before_its_first_byte_keeps_its_part(phases: tuple[str, ...]) -> None:
+    stock = Stock()
+    image = stock.add(bytes(10_000))
+    context = Context(Host("h1", "edge", None, None, HostSettings()), LocalTransport(), stock)
+
+    async def main() -> list[int | None]:
+        budget = SiteBudget(1_000_000)
+        first, second = (Outside(context, image, set(), budget, None) for _ in range(2))
+        await first.ticket()
+        for phase in phases:
+            first.progress(phase, 0)
+        await second.ticket()
+        rates = [first.rate, second.rate]
+        first.progress("download", 5000)
+        first.progress("inspect", 0)
+        return [*rates, first.rate, second.rate]
+
+    half, whole = round(500_000 * PAYLOAD), round(1_000_000 * PAYLOAD)
+    assert asyncio.run(main()) == pytest.approx([half, half, None, whole], rel=0.01)

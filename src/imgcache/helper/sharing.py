@@ -53,7 +53,10 @@ class Sharing:
         except (Failure, OSError) as error:
             self.doubt = "whether other hosts share the cache: %s" % error
         if self.apart and not mounts.may_be_shared(self.kind) and self.kind != mounts.UNKNOWN:
-            self.users = []  # they share the instances, and each has a cache of its own
+            self.users, self.doubt = (
+                [],
+                None,
+            )  # the instances are shared, each has a cache of its own
         self.others = len(self.users) > 1 or mounts.may_be_shared(self.kind)
         if cache.cache_fd is not None:
             self.doubt = self.doubt_others()

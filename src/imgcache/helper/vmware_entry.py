@@ -37,20 +37,29 @@ def utc_now():
 
 
 def find(cluster, store, image_id, image_format):
-    """Return the files of an image's folder when the image is there, by Nova's measure; else None.
+    """Return the files of an image's folder when the image is there, by Nova's measure; else None."""
+    found = cluster.search(store, "%s/%s" % (cluster.base, image_id))
+    wanted = "%s.%s" % (image_id, image_format)
+    if found is None or not any(file.name == wanted and not file.folder for file in found):
+        return None
+    return found
+
+
+def is_there(cluster, store, image_id, image_format):
+    """Whether an image is there, as far as its files' names tell.
 
     Raises:
         Failure: ``damaged``: Nova would take it, and no instance could boot from it.
     """
-    folder = "%s/%s" % (cluster.base, image_id)
-    found, wanted = cluster.search(store, folder), "%s.%s" % (image_id, image_format)
-    if found is None or not any(file.name == wanted and not file.folder for file in found):
-        return None
+    found = find(cluster, store, image_id, image_format)
+    if found is None:
+        return False
+    folder, wanted = "%s/%s" % (cluster.base, image_id), "%s.%s" % (image_id, image_format)
     if files.lacks_content(cluster, store, folder, found, wanted):
         text = "%s is there without its content %s: no instance can boot from it; remove the folder"
         path = store.path(folder, wanted)
         raise Failure("damaged", text % (path, files.flat_of(wanted)))
-    return found
+    return True
 
 
 def touch(cluster, store, image_id, image_format, wait_s):
@@ -309,11 +318,16 @@ def order_vmware_touch(session, order):
 
 def _touched(cluster, order, plan, stores, tell):
     """Return what ``vmware_touch`` answers."""
-    image_id, missing = order["image"]["id"], []
+    image_id, missing, damaged = order["image"]["id"], [], None
     for number, store in enumerate(stores):
         tell(number, 2 * len(stores))
-        if find(cluster, store, image_id, plan.format) is None:
-            missing.append(store)
+        try:
+            if not is_there(cluster, store, image_id, plan.format):
+                missing.append(store)
+        except Failure as failure:
+            if failure.code != "damaged":
+                raise
+            damaged = failure  # told when the others have been renewed
     answer = {
         "missing": [store.name for store in missing],
         "short": None,
@@ -332,6 +346,8 @@ def _touched(cluster, order, plan, stores, tell):
                     return dict(answer, state="absent", missing=[store.name])
             except Failure as failure:
                 return dict(answer, state="existing", reason=failure.message)
+    if damaged is not None:
+        raise damaged
     return dict(answer, state="existing", touched=not order["dry"])
 
 

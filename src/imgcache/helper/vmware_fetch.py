@@ -34,6 +34,7 @@ class Fetch(Making):
         self.plan = Plan(self.image, order["properties"], order["container"])
         self.received = 0
         self.problems = []
+        self.damaged = []
 
     def run(self):
         """Return what ``vmware_fetch`` answers."""
@@ -52,12 +53,12 @@ class Fetch(Making):
         missing = []
         for number, store in enumerate(stores):
             self.watch.tell("inspect", number, len(stores))
-            if not self.is_there(store):
+            if self.lacks(store):
                 missing.append(store)
         for store in missing:
             sweep(self.cluster, store)
         self.cluster.look_for_room(missing)
-        done, source = [], self.managed(stores, missing)
+        done, source = [], self.managed(stores, [*missing, *self.damaged])
         missing = [store for store in missing if self.has_room(store)]
         if missing and source is None:
             source = missing.pop(0)
@@ -82,6 +83,17 @@ class Fetch(Making):
                     self.limits["lock_wait_s"],
                 )
         return self.answer(done)
+
+    def lacks(self, store):
+        """Whether a datastore lacks the image; one with a half of it is noted, and the others get theirs."""
+        try:
+            return not self.is_there(store)
+        except Failure as failure:
+            if failure.code != "damaged":
+                raise
+            self.damaged.append(store)
+            self.problems.append(failure)
+            return False
 
     def answer(self, done):
         """Return the result, or fail when a datastore has gone without."""

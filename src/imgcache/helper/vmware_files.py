@@ -334,7 +334,10 @@ def lacks_content(cluster, store, folder, found, name):
     if any(file.name == flat for file in found):
         return False
     # Not every browser of datastores need show the files that belong to a descriptor.
-    response, connection = download(cluster, store, "%s/%s" % (folder, flat), "HEAD")
+    try:
+        response, connection = download(cluster, store, "%s/%s" % (folder, flat), "HEAD")
+    except Failure:
+        return False  # only a plain no is one: there may be a proxy that knows no such question
     connection.close()
     return response is None
 

@@ -15,7 +15,7 @@ from .core import Failure
 from .soap import Fault
 from .vmware import MANIFEST, TIMESTAMP
 from .vmware_bring import Carrying, FileTarget, Sink
-from .vmware_entry import find, room_problem, utc_now
+from .vmware_entry import is_there, room_problem, utc_now
 from .vmware_image import FLAT, ISO, OVA, SPARSE
 from .vmware_import import ImportTarget, OvaTarget
 
@@ -27,8 +27,8 @@ class Making:
     told = 0
 
     def is_there(self, store):
-        """Whether a datastore has the image."""
-        return find(self.cluster, store, self.image["id"], self.plan.format) is not None
+        """Whether a datastore has the image; see ``vmware_entry.is_there``."""
+        return is_there(self.cluster, store, self.image["id"], self.plan.format)
 
     @contextlib.contextmanager
     def telling(self):

@@ -123,7 +123,9 @@ class Outside:
             if self._share:
                 self._share.count(max(0, done - self._done))
             self._done = done
-        elif phase != "hash":
+        elif (
+            phase != "hash" and self._done
+        ):  # before the first byte a host may wait for a lock, or prepare
             self.close()
 
     def close(self) -> None:

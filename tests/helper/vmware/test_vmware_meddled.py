@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import re
+import shutil
 import threading
 import time
 from dataclasses import replace
@@ -139,6 +140,28 @@ def test_a_disk_without_its_content_is_not_called_existing(meddled: Meddled) -> 
     answer = bench.touch(fields)
     assert (answer["event"], answer["code"]) == ("error", "damaged"), answer
     assert f"{image_id}-flat.vmdk" in answer["message"]
+
+
+def test_half_a_disk_on_one_datastore_does_not_keep_the_others_from_theirs(
+    meddled: Meddled,
+) -> None:
+    bench = meddled.bench
+    fields = bench.image(plain())
+    assert bench.fetch(fields)["state"] == "cached"
+    image_id = fields["image"]["id"]
+    half, whole = bench.vcenter.cached(image_id)
+    (half / f"{image_id}-flat.vmdk").unlink()
+    mark = whole / "ts-2026-01-01-00-00-00"
+    mark.mkdir()
+    answer = bench.touch(fields)
+    assert (answer["event"], answer["code"]) == ("error", "damaged"), answer
+    assert not mark.exists()
+    shutil.rmtree(whole)
+    answer = bench.fetch(fields)
+    assert (answer["event"], answer["code"]) == ("error", "damaged"), answer
+    assert "it is on the others" in answer["message"]
+    assert (whole / f"{image_id}-flat.vmdk").stat().st_size == len(plain())
+    assert not (half / f"{image_id}-flat.vmdk").exists()
 
 
 def test_a_disk_that_was_stored_without_its_content_is_not_published(meddled: Meddled) -> None:
