@@ -24,6 +24,7 @@ from imgcache.model import Digest, Host, HostSettings, Image, ImageId, Secret, S
 from imgcache.operations.engine import Engine, Limits
 from imgcache.operations.interrupt import Interrupt
 from imgcache.operations.precache import _precache_host
+from imgcache.operations.rollout import Rollout
 from imgcache.operations.sources import RunSources, SourcePolicy, source_kinds
 from imgcache.transport.local import LocalTransport
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from imgcache.events import Event
+    from imgcache.operations.rollout import Waves
     from imgcache.operations.sites import Sites
     from imgcache.plan import Outcome
     from imgcache.transport.base import Transport
@@ -220,8 +222,10 @@ class Rig:
         dry_run: bool = False,
         interrupt: Interrupt | None = None,
         sites: Sites | None = None,
+        waves: Waves | None = None,
     ) -> list[Outcome]:
         """As ``run``, in a loop that runs."""
+        chosen = hosts or (self.host(),)
         sources = RunSources(
             self.service,
             self.images,
@@ -242,7 +246,10 @@ class Rig:
                 dry_run=dry_run,
             )
             return await engine.run(
-                hosts or (self.host(),), self.images, sources.telling(_precache_host)
+                chosen,
+                self.images,
+                sources.telling(_precache_host),
+                rollout=Rollout(chosen, waves=waves),
             )
 
     def final(self, image: Image, number: int = 1) -> Path:
