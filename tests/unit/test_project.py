@@ -1,4 +1,4 @@
-"""Rules that the project as a whole keeps: sizes, floors, paths, examples, pages, package."""
+"""Rules that the project as a whole keeps: floors, paths, examples, pages, package."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ from imgcache.errors import ExitCode
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
-MAX_MODULE_LINES = 400
-MAX_FUNCTION_LINES = 40
 
 
 def tracked_files() -> list[Path]:
@@ -32,29 +30,6 @@ def tracked_files() -> list[Path]:
         cwd=ROOT, check=True, capture_output=True, text=True,
     ).stdout  # fmt: skip
     return [path for name in names.split("\0") if name and (path := ROOT / name).is_file()]
-
-
-def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Count what a function does: parameters and docstring describe it and are not counted."""
-    body = function.body
-    if ast.get_docstring(function) is not None:
-        body = body[1:] or body
-    return (function.end_lineno or 0) - body[0].lineno + 1
-
-
-def test_modules_and_functions_stay_small() -> None:
-    too_long = []
-    for path in SOURCES:
-        text = path.read_text()
-        if text.count("\n") > MAX_MODULE_LINES:
-            too_long.append(f"{path.relative_to(ROOT)}: {text.count(chr(10))} lines")
-        too_long += [
-            f"{path.relative_to(ROOT)}:{node.lineno}: {node.name}: {body_lines(node)} lines"
-            for node in ast.walk(ast.parse(text))
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-            and body_lines(node) > MAX_FUNCTION_LINES
-        ]
-    assert too_long == []
 
 
 def test_floors_hold() -> None:
