@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from imgcache.commands._argv import asks_json, hoist_global_options, refuse_secrets
 from imgcache.commands._output import Invocation
@@ -88,6 +88,27 @@ _EPILOG = (
 _HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 
 
+def format_panels(command: Any, ctx: Any, formatter: Any) -> None:
+    """List options by topic: those of one ``rich_help_panel`` together."""
+    panels: dict[str, list[tuple[str, str]]] = {}
+    for param in command.get_params(ctx):
+        record = param.get_help_record(ctx)
+        if record is not None:
+            plain = "Arguments" if param.param_type_name == "argument" else "Options"
+            panels.setdefault(getattr(param, "rich_help_panel", None) or plain, []).append(record)
+    for title, records in panels.items():
+        with formatter.section(title):
+            formatter.write_dl(records)
+
+
+class PanelCommand(TyperCommand):
+    """A command whose help lists its options by topic."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the options."""
+        format_panels(self, ctx, formatter)
+
+
 class LazyGroup(TyperGroup):
     """A group whose commands are imported when they are called."""
 
@@ -117,6 +138,11 @@ class LazyGroup(TyperGroup):
         except KeyboardInterrupt as exc:
             raise typer.Abort from exc
 
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the commands first: few options matter to those who look for a command."""
+        self.format_commands(ctx, formatter)
+        format_panels(self, ctx, formatter)
+
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """List the commands without importing them."""
         with formatter.section("Commands"):
@@ -127,7 +153,7 @@ def load_command(name: str) -> Any:
     """Import one command and return it as the command line's library wants it."""
     module, _, function = COMMANDS[name][0].partition(":")
     app = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=_HELP_NAMES)
-    app.command(name)(getattr(import_module(module), function))
+    app.command(name, cls=PanelCommand)(getattr(import_module(module), function))
     return typer.main.get_command(app)
 
 
@@ -183,7 +209,12 @@ def _root(  # noqa: PLR0917 - options are parameters in Typer
     os_cert: Annotated[str | None, _os("File of the client certificate.")] = None,
     os_key: Annotated[str | None, _os("File of the client certificate's key.")] = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Do not check the cloud's certificates.")
+        bool,
+        typer.Option(
+            "--insecure",
+            help="Do not check the cloud's certificates.",
+            rich_help_panel="Cloud",
+        ),
     ] = False,
     version: Annotated[
         bool,

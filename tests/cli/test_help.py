@@ -129,3 +129,22 @@ def test_install_completion_writes_the_script(private_home: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "imgcache" in (private_home / ".bash_completions" / "imgcache.sh").read_text("utf-8")
+
+
+def test_help_lists_commands_first_and_the_cloud_options_last(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.index("\nCommands:") < text.index("\nOptions:") < text.index("\nCloud:")
+    assert text.index("\nCloud:") < text.index("--os-cloud")
+
+
+def test_help_of_a_command_groups_its_options_by_topic(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["precache", "--help"]) == 0
+    text = capsys.readouterr().out
+    titles = re.findall(r"^([A-Z]\w+):$", text, re.MULTILINE)
+    assert titles == [
+        "Arguments", "Hosts", "Source", "Schedule", "Rollout", "Options", "Limits", "Output",
+    ]  # fmt: skip
+    assert text.index("\nOutput:") < text.index("--log-file")

@@ -44,13 +44,20 @@ ImageNames = Annotated[
 Aggregates = Annotated[
     list[str] | None,
     typer.Option(
-        "--aggregate", "-a", metavar="NAME", help="All hosts of this aggregate; may be repeated."
+        "--aggregate",
+        "-a",
+        metavar="NAME",
+        help="All hosts of this aggregate; may be repeated.",
+        rich_help_panel="Hosts",
     ),
 ]
 Hosts = Annotated[
     list[str] | None,
     typer.Option(
-        "--host", metavar="NODESET", help="These hosts, such as edge1-[01-17]; may be repeated."
+        "--host",
+        metavar="NODESET",
+        help="These hosts, such as edge1-[01-17]; may be repeated.",
+        rich_help_panel="Hosts",
     ),
 ]
 Exclude = Annotated[
@@ -59,9 +66,12 @@ Exclude = Annotated[
         "--exclude",
         metavar="NODESET",
         help="Not these hosts, whatever selects them; may be repeated.",
+        rich_help_panel="Hosts",
     ),
 ]
-AllHosts = Annotated[bool, typer.Option("--all", help="All hosts of the inventory.")]
+AllHosts = Annotated[
+    bool, typer.Option("--all", help="All hosts of the inventory.", rich_help_panel="Hosts")
+]
 Concurrency = Annotated[
     int,
     typer.Option(
@@ -70,12 +80,18 @@ Concurrency = Annotated[
         max=1000,
         metavar="N",
         help="Hosts at work at a time; those that wait, or read from hosts of their site, are not counted.",
+        rich_help_panel="Limits",
     ),
 ]
 Retries = Annotated[
     int,
     typer.Option(
-        "--retries", min=0, max=100, metavar="N", help="Repetitions of what fails for the moment."
+        "--retries",
+        min=0,
+        max=100,
+        metavar="N",
+        help="Repetitions of what fails for the moment.",
+        rich_help_panel="Limits",
     ),
 ]
 Timeout = Annotated[
@@ -85,13 +101,20 @@ Timeout = Annotated[
         parser=parse_duration,
         metavar="DURATION",
         help="Longest time for one host, such as 90s, 30m or 1h30m.",
+        rich_help_panel="Limits",
     ),
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Only show what would be done; change nothing.")
 ]
 OutputFormat = Annotated[
-    Format, typer.Option("--format", "-f", help="How the result is written to standard output.")
+    Format,
+    typer.Option(
+        "--format",
+        "-f",
+        help="How the result is written to standard output.",
+        rich_help_panel="Output",
+    ),
 ]
 ShownColumns = Annotated[
     list[str] | None,
@@ -100,16 +123,28 @@ ShownColumns = Annotated[
         "-c",
         metavar="NAME",
         help="Show this column only; may be repeated. A wrong name lists them all.",
+        rich_help_panel="Output",
     ),
 ]
 Verbose = Annotated[
     int,
     typer.Option(
-        "--verbose", "-v", count=True, show_default=False, help="Tell more; -vv tells every step."
+        "--verbose",
+        "-v",
+        count=True,
+        show_default=False,
+        help="Tell more; -vv tells every step.",
+        rich_help_panel="Output",
     ),
 ]
 Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="No progress and no messages, only the result.")
+    bool,
+    typer.Option(
+        "--quiet",
+        "-q",
+        help="No progress and no messages, only the result.",
+        rich_help_panel="Output",
+    ),
 ]
 LogFile = Annotated[
     Path | None,
@@ -118,6 +153,7 @@ LogFile = Annotated[
         metavar="FILE",
         dir_okay=False,
         help="Append every event of the run to this file.",
+        rich_help_panel="Output",
     ),
 ]
 
@@ -314,6 +350,7 @@ NoWait = Annotated[
     typer.Option(
         "--no-wait",
         help="Do not wait: not for a window to open, nor for hosts that fetch by themselves (Glance nodes).",
+        rich_help_panel="Schedule",
     ),
 ]
 Queued = Annotated[

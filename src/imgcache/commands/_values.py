@@ -49,7 +49,7 @@ def parse_age(value: str) -> float:
 
 
 def _seconds(text: str) -> float:
-    from humanfriendly import parse_timespan  # noqa: PLC0415 - only for who gives a duration
+    from humanfriendly import parse_timespan
 
     return float(sum(parse_timespan(part) for part in _PART.findall(text)))
 
@@ -65,7 +65,7 @@ def parse_span(value: str) -> float:
 
 def parse_size(value: str) -> int:
     """Return the bytes of ``200G`` or ``200GB`` (decimal), ``200GiB`` (binary), or a plain number."""
-    from humanfriendly import parse_size as size_of  # noqa: PLC0415
+    from humanfriendly import parse_size as size_of
 
     text = value.strip().lower()
     size = int(size_of(text)) if _SIZE.fullmatch(text) else -1
@@ -86,7 +86,7 @@ def parse_rate(value: str) -> int:
 
 def parse_link_rate(value: str) -> int:
     """Return the bytes per second of ``50M``, ``50MB/s``, ``48MiB/s`` (bytes) or ``100Mbit/s`` (bits)."""
-    from imgcache.config.rates import bytes_per_s  # noqa: PLC0415 - only for who gives one
+    from imgcache.config.rates import bytes_per_s
 
     try:
         return bytes_per_s(value)
@@ -147,7 +147,7 @@ def parse_moment(value: str) -> datetime:
 
 def parse_window_text(value: str) -> str:
     """Return a window such as ``22:00-05:00`` or ``22:00-05:00 Europe/Oslo``, checked, as it is written."""
-    from imgcache.config.windows import parse_window  # noqa: PLC0415 - only for who gives one
+    from imgcache.config.windows import parse_window
 
     try:
         parse_window(value)
@@ -159,7 +159,7 @@ def parse_window_text(value: str) -> str:
 
 def parse_deadline(value: str) -> datetime:
     """Return the moment of ``6h`` from now, of the next ``05:00`` here, or of ``2027-01-31T05:00+01:00``."""
-    from imgcache.config.windows import next_time  # noqa: PLC0415 - only for who gives one
+    from imgcache.config.windows import next_time
 
     now = datetime.now(UTC)
     moment = next_time(value, now)

@@ -35,6 +35,7 @@ FleetSourceOption = Annotated[
         help="All hosts download from the image service, or imgcache pushes the bytes over SSH; or (relay, "
         "push-relay) only the --seeds of each site do, and the other hosts read from those of their site. "
         "auto: relay where two or more hosts of a site lack an image.",
+        rich_help_panel="Source",
     ),
 ]
 Seeds = Annotated[
@@ -45,6 +46,7 @@ Seeds = Annotated[
         max=1000,
         metavar="N",
         help="With relay: hosts per site that get the bytes from outside.",
+        rich_help_panel="Source",
     ),
 ]
 FetchRateLimit = Annotated[
@@ -55,6 +57,7 @@ FetchRateLimit = Annotated[
         metavar="RATE",
         help="No host takes more per second, from wherever it reads: such as 50M (bytes) or 100Mbit/s. The "
         "bandwidth of its site holds besides.",
+        rich_help_panel="Source",
     ),
 ]
 ImageNamesOrEarlier = Annotated[
@@ -73,6 +76,7 @@ WindowOption = Annotated[
         metavar="TIMES",
         help="Move images only then, such as 22:00-05:00 (by the site's clock) or '22:00-05:00 Europe/Oslo'; "
         "instead of the sites' own windows. A closed window is waited for.",
+        rich_help_panel="Schedule",
     ),
 ]
 Deadline = Annotated[
@@ -84,6 +88,7 @@ Deadline = Annotated[
         show_default=False,
         help="Move no image after it: 6h (from now), 05:00 (the next one here) or 2027-01-31T05:00; exit "
         "code 5 when something is left.",
+        rich_help_panel="Schedule",
     ),
 ]
 Partial = Annotated[
@@ -91,6 +96,7 @@ Partial = Annotated[
     typer.Option(
         "--partial",
         help="Begin also when not everything can be done before the window closes or the deadline.",
+        rich_help_panel="Schedule",
     ),
 ]
 Canary = Annotated[
@@ -100,6 +106,7 @@ Canary = Annotated[
         min=0,
         metavar="N",
         help="Do so many hosts first; when one of them fails, begin no other.",
+        rich_help_panel="Rollout",
     ),
 ]
 WaveOption = Annotated[
@@ -110,6 +117,7 @@ WaveOption = Annotated[
         metavar="N|PERCENT",
         show_default=False,
         help="Then so many hosts at a time, each wave when the one before has ended.",
+        rich_help_panel="Rollout",
     ),
 ]
 MaxFailures = Annotated[
@@ -120,6 +128,7 @@ MaxFailures = Annotated[
         metavar="N|PERCENT",
         show_default=False,
         help="Begin no other host when more than this have failed.",
+        rich_help_panel="Rollout",
     ),
 ]
 MinCoverage = Annotated[
@@ -130,6 +139,7 @@ MinCoverage = Annotated[
         metavar="PERCENT",
         show_default=False,
         help="End with 5 when in the end fewer of the images asked for are there.",
+        rich_help_panel="Rollout",
     ),
 ]
 LimitFailed = Annotated[
@@ -139,5 +149,6 @@ LimitFailed = Annotated[
         metavar="FILE",
         dir_okay=False,
         help="Only what failed, or was not begun, in an earlier run, by its -f json result.",
+        rich_help_panel="Rollout",
     ),
 ]

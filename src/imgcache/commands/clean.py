@@ -1,52 +1,18 @@
 """``imgcache clean``: remove what broken transfers left behind."""
 
-import typer
-
-from imgcache.commands._fleet import run_on_hosts, selection_of
-from imgcache.commands._options import (
-    Aggregates,
-    AllHosts,
-    Concurrency,
-    DryRun,
-    Exclude,
-    Hosts,
-    Invalid,
-    LogFile,
-    MaxDelete,
-    OutputFormat,
-    Quiet,
-    RateLimit,
-    Retries,
-    ShownColumns,
-    StallAge,
-    Timeout,
-    Verbose,
-)
-from imgcache.commands._output import begin_output
+from imgcache.commands._options import Invalid, MaxDelete, RateLimit, StallAge
+from imgcache.commands._run import Call, command
 from imgcache.errors import ExitCode
-from imgcache.ui.formats import Format
 from imgcache.ui.outcomes import ENTRY_OUTCOME_COLUMNS, outcome_listing
 
 
-def clean(  # noqa: PLR0917 - options are parameters in Typer
-    ctx: typer.Context,
-    aggregate: Aggregates = None,
-    host: Hosts = None,
-    exclude: Exclude = None,
-    all_hosts: AllHosts = False,
+@command(ENTRY_OUTCOME_COLUMNS, timeout="12h", dry_run=True)
+def clean(
+    call: Call,
     stall_age: StallAge = "24h",  # type: ignore[assignment]  # Typer parses it
     invalid: Invalid = False,
     rate_limit: RateLimit = None,
     max_delete: MaxDelete = None,
-    concurrency: Concurrency = 10,
-    retries: Retries = 3,
-    timeout: Timeout = "12h",  # type: ignore[assignment]  # Typer parses it
-    dry_run: DryRun = False,
-    form: OutputFormat = Format.TABLE,
-    column: ShownColumns = None,
-    verbose: Verbose = 0,
-    quiet: Quiet = False,
-    log_file: LogFile = None,
 ) -> ExitCode:
     """Remove what broken transfers left behind: dead staging files, of imgcache and of Nova; made for cron.
 
@@ -67,40 +33,24 @@ def clean(  # noqa: PLR0917 - options are parameters in Typer
     Examples:
       imgcache clean --all --dry-run
       imgcache clean --aggregate edge-1 --invalid --rate-limit 100M
-    """  # noqa: D301 - \b is how a paragraph keeps its lines
-    output = begin_output(
-        ctx,
-        ENTRY_OUTCOME_COLUMNS,
-        form=form,
-        wanted=column,
-        verbose=verbose,
-        quiet=quiet,
-        log_file=log_file,
-    )
-    from imgcache.operations.clean import CleanRequest, run_clean  # noqa: PLC0415
-    from imgcache.operations.removal import PlanRefusedError  # noqa: PLC0415
+    """
+    from imgcache.operations.clean import CleanRequest, run_clean
+    from imgcache.operations.removal import PlanRefusedError
 
     request = CleanRequest(
-        selection=selection_of(aggregate, host, exclude, all_hosts),
-        concurrency=concurrency,
-        retries=retries,
-        timeout_s=timeout,
-        dry_run=dry_run,
+        **call.common,
         stall_age_s=stall_age,
         invalid=invalid,
         max_delete=max_delete,
         bytes_per_s=rate_limit,
     )
     try:
-        report = run_on_hosts(
-            ctx,
-            output,
+        report = call.run(
             run_clean,
             request,
-            with_service=False,
             wants_service=invalid,
         )
     except PlanRefusedError as refused:
-        output.show(outcome_listing(refused.report), refused.exit_code)
+        call.show(outcome_listing(refused.report), refused.exit_code)
         raise
-    return output.show(outcome_listing(report), report.exit_code())
+    return call.show(outcome_listing(report), report.exit_code())

@@ -1,48 +1,16 @@
 """``imgcache delete``: remove images that are named."""
 
-import typer
-
-from imgcache.commands._fleet import all_ids, run_on_hosts, selection_of
-from imgcache.commands._options import (
-    Aggregates,
-    AllHosts,
-    Concurrency,
-    DryRun,
-    Exclude,
-    Hosts,
-    ImageNames,
-    LogFile,
-    OutputFormat,
-    Queued,
-    Quiet,
-    Retries,
-    ShownColumns,
-    Timeout,
-    Verbose,
-)
-from imgcache.commands._output import begin_output
+from imgcache.commands._options import ImageNames, Queued
+from imgcache.commands._run import Call, all_ids, command
 from imgcache.errors import ExitCode
-from imgcache.ui.formats import Format
 from imgcache.ui.outcomes import ENTRY_OUTCOME_COLUMNS, outcome_listing
 
 
-def delete(  # noqa: PLR0917 - options are parameters in Typer
-    ctx: typer.Context,
+@command(ENTRY_OUTCOME_COLUMNS, timeout="30m", dry_run=True)
+def delete(
+    call: Call,
     images: ImageNames,
-    aggregate: Aggregates = None,
-    host: Hosts = None,
-    exclude: Exclude = None,
-    all_hosts: AllHosts = False,
     queued: Queued = False,
-    concurrency: Concurrency = 10,
-    retries: Retries = 3,
-    timeout: Timeout = "30m",  # type: ignore[assignment]  # Typer parses it
-    dry_run: DryRun = False,
-    form: OutputFormat = Format.TABLE,
-    column: ShownColumns = None,
-    verbose: Verbose = 0,
-    quiet: Quiet = False,
-    log_file: LogFile = None,
 ) -> ExitCode:
     """Remove these images from the caches of hosts now, with the resized copies that Nova made of them.
 
@@ -64,26 +32,13 @@ def delete(  # noqa: PLR0917 - options are parameters in Typer
     Examples:
       imgcache delete --aggregate edge-1 --dry-run debian-11
       imgcache delete --all 6b8e1c3a-9f0d-4a57-8a86-0d8d4c0e9b11
-    """  # noqa: D301 - \b is how a paragraph keeps its lines
-    output = begin_output(
-        ctx,
-        ENTRY_OUTCOME_COLUMNS,
-        form=form,
-        wanted=column,
-        verbose=verbose,
-        quiet=quiet,
-        log_file=log_file,
-    )
-    from imgcache.operations.delete import DeleteRequest, run_delete  # noqa: PLC0415
+    """
+    from imgcache.operations.delete import DeleteRequest, run_delete
 
     request = DeleteRequest(
-        selection=selection_of(aggregate, host, exclude, all_hosts),
-        concurrency=concurrency,
-        retries=retries,
-        timeout_s=timeout,
-        dry_run=dry_run,
+        **call.common,
         names=tuple(images),
         queued_only=queued,
     )
-    report = run_on_hosts(ctx, output, run_delete, request, with_service=not all_ids(images))
-    return output.show(outcome_listing(report), report.exit_code())
+    report = call.run(run_delete, request, with_service=not all_ids(images))
+    return call.show(outcome_listing(report), report.exit_code())

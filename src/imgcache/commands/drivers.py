@@ -4,10 +4,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-import typer
-
-from imgcache.commands._options import LogFile, OutputFormat, Quiet, ShownColumns, Verbose
-from imgcache.commands._output import begin_output
+from imgcache.commands._run import Call, command
 from imgcache.errors import ExitCode
 from imgcache.ui.failures import say
 from imgcache.ui.formats import Cell, Columns, Format, Listing
@@ -33,14 +30,8 @@ _PACKAGE_COLUMNS = Columns(
 )
 
 
-def drivers(  # noqa: PLR0917 - options are parameters in Typer
-    ctx: typer.Context,
-    form: OutputFormat = Format.TABLE,
-    column: ShownColumns = None,
-    verbose: Verbose = 0,
-    quiet: Quiet = False,
-    log_file: LogFile = None,
-) -> ExitCode:
+@command(CAPABILITY_COLUMNS, hosts=False)
+def drivers(call: Call) -> ExitCode:
     """Show which drivers there are, and which commands each can serve.
 
     The inventory names a host's driver with driver:. A host whose driver cannot serve a command ends as
@@ -53,23 +44,14 @@ def drivers(  # noqa: PLR0917 - options are parameters in Typer
       imgcache drivers
       imgcache drivers -f json
       imgcache drivers -f value -c driver -c command -c supported
-    """  # noqa: D301 - \b is how a paragraph keeps its lines
-    output = begin_output(
-        ctx,
-        CAPABILITY_COLUMNS,
-        form=form,
-        wanted=column,
-        verbose=verbose,
-        quiet=quiet,
-        log_file=log_file,
-    )
-    from imgcache.operations.drivers import list_drivers  # noqa: PLC0415 - `--help` loads none of it
+    """
+    from imgcache.operations.drivers import list_drivers
 
     found = list_drivers()
-    if not quiet:
+    if call.output.verbosity >= 0:
         say([f"imgcache: warning: {line}" for line in _problem_lines(found)], sys.stderr)
-    as_matrix = form is Format.TABLE and not column
-    return output.show(driver_matrix(found) if as_matrix else driver_listing(found), ExitCode.OK)
+    as_matrix = call.output.form is Format.TABLE and not call.output.wanted
+    return call.show(driver_matrix(found) if as_matrix else driver_listing(found), ExitCode.OK)
 
 
 def _problem_lines(found: "DriverList") -> list[str]:

@@ -1,44 +1,24 @@
 """``imgcache prune``: remove what is old and unused."""
 
-import typer
-
-from imgcache.commands._fleet import run_on_hosts, selection_of
 from imgcache.commands._options import (
-    Aggregates,
-    AllHosts,
-    Concurrency,
-    DryRun,
-    Exclude,
-    Hosts,
     IncludeTemplates,
     Keep,
-    LogFile,
     MaxDelete,
     MaxSize,
     MinAge,
     MinFree,
-    OutputFormat,
     OverrideHost,
-    Quiet,
     RemoveGone,
     ResizedMinAge,
-    Retries,
-    ShownColumns,
-    Timeout,
-    Verbose,
 )
-from imgcache.commands._output import begin_output
+from imgcache.commands._run import Call, command
 from imgcache.errors import ExitCode
-from imgcache.ui.formats import Format
 from imgcache.ui.outcomes import ENTRY_OUTCOME_COLUMNS, outcome_listing
 
 
-def prune(  # noqa: PLR0917 - options are parameters in Typer
-    ctx: typer.Context,
-    aggregate: Aggregates = None,
-    host: Hosts = None,
-    exclude: Exclude = None,
-    all_hosts: AllHosts = False,
+@command(ENTRY_OUTCOME_COLUMNS, timeout="30m", dry_run=True)
+def prune(
+    call: Call,
     min_age: MinAge = None,
     resized_min_age: ResizedMinAge = None,
     max_size: MaxSize = None,
@@ -48,15 +28,6 @@ def prune(  # noqa: PLR0917 - options are parameters in Typer
     max_delete: MaxDelete = None,
     include_templates: IncludeTemplates = False,
     override_host: OverrideHost = False,
-    concurrency: Concurrency = 10,
-    retries: Retries = 3,
-    timeout: Timeout = "30m",  # type: ignore[assignment]  # Typer parses it
-    dry_run: DryRun = False,
-    form: OutputFormat = Format.TABLE,
-    column: ShownColumns = None,
-    verbose: Verbose = 0,
-    quiet: Quiet = False,
-    log_file: LogFile = None,
 ) -> ExitCode:
     """Remove cached images that nothing uses and that are old, or in the way; made for cron.
 
@@ -78,19 +49,10 @@ def prune(  # noqa: PLR0917 - options are parameters in Typer
       imgcache prune --aggregate edge-1 --dry-run
       imgcache prune --all --min-age 7d --max-size 200G --keep debian-12
       imgcache prune --all --gone --min-free 15% --max-delete 25%
-    """  # noqa: D301 - \b is how a paragraph keeps its lines
-    output = begin_output(
-        ctx,
-        ENTRY_OUTCOME_COLUMNS,
-        form=form,
-        wanted=column,
-        verbose=verbose,
-        quiet=quiet,
-        log_file=log_file,
-    )
-    from imgcache.operations.prune import PruneRequest, run_prune  # noqa: PLC0415
-    from imgcache.operations.removal import PlanRefusedError  # noqa: PLC0415
-    from imgcache.policy import PrunePolicy  # noqa: PLC0415
+    """
+    from imgcache.operations.prune import PruneRequest, run_prune
+    from imgcache.operations.removal import PlanRefusedError
+    from imgcache.policy import PrunePolicy
 
     policy = PrunePolicy(
         min_age_s=min_age,
@@ -102,18 +64,14 @@ def prune(  # noqa: PLR0917 - options are parameters in Typer
         max_delete=max_delete,
     )
     request = PruneRequest(
-        selection=selection_of(aggregate, host, exclude, all_hosts),
-        concurrency=concurrency,
-        retries=retries,
-        timeout_s=timeout,
-        dry_run=dry_run,
+        **call.common,
         policy=policy,
         keep=tuple(keep or ()),
         gone=gone,
     )
     try:
-        report = run_on_hosts(ctx, output, run_prune, request, with_service=bool(gone or keep))
+        report = call.run(run_prune, request, with_service=bool(gone or keep))
     except PlanRefusedError as refused:
-        output.show(outcome_listing(refused.report), refused.exit_code)
+        call.show(outcome_listing(refused.report), refused.exit_code)
         raise
-    return output.show(outcome_listing(report), report.exit_code())
+    return call.show(outcome_listing(report), report.exit_code())

@@ -7,20 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from imgcache.commands._options import (
-    Aggregates,
-    AllHosts,
-    Concurrency,
-    DryRun,
-    Exclude,
-    Hosts,
-    LogFile,
-    OutputFormat,
-    Quiet,
-    ShownColumns,
-    Verbose,
-)
-from imgcache.commands._output import Output, begin_output, invocation_of
+from imgcache.commands._run import Call, command
 from imgcache.errors import ExitCode, UnsafePlanError, UsageError
 from imgcache.ui.failures import say
 from imgcache.ui.formats import Cell, Columns, Format, Listing, render
@@ -63,65 +50,38 @@ Yes = Annotated[
 ]
 
 
-def trust(  # noqa: PLR0917 - options are parameters in Typer
-    ctx: typer.Context,
-    aggregate: Aggregates = None,
-    host: Hosts = None,
-    exclude: Exclude = None,
-    all_hosts: AllHosts = False,
-    yes: Yes = False,
-    concurrency: Concurrency = 10,
-    dry_run: DryRun = False,
-    form: OutputFormat = Format.TABLE,
-    column: ShownColumns = None,
-    verbose: Verbose = 0,
-    quiet: Quiet = False,
-    log_file: LogFile = None,
-) -> ExitCode:
+@command(TRUST_COLUMNS, timeout=None, retries=False, dry_run=True)
+def trust(call: Call, yes: Yes = False) -> ExitCode:
     """Show the hosts' key fingerprints and, after a yes, add the keys to known_hosts."""
-    output = begin_output(
-        ctx,
-        TRUST_COLUMNS,
-        form=form,
-        wanted=column,
-        verbose=verbose,
-        quiet=quiet,
-        log_file=log_file,
-    )
-    from imgcache.config.load import load_inventory  # noqa: PLC0415 - `--help` loads none of it
-    from imgcache.operations.selection import Selection  # noqa: PLC0415
-    from imgcache.operations.trust import TrustRequest, execute_trust, plan_trust  # noqa: PLC0415
+    from imgcache.operations.trust import TrustRequest, execute_trust, plan_trust
 
-    selection = Selection(
-        tuple(aggregate or ()), tuple(host or ()), tuple(exclude or ()), all_hosts
-    )
-    inventory = load_inventory(invocation_of(ctx).inventory)
-    plan = plan_trust(TrustRequest(selection, concurrency), inventory)
-    if not dry_run and _confirmed(plan, output, yes=yes):
+    request = TrustRequest(call.common["selection"], call.common["concurrency"])
+    plan = plan_trust(request, call.inventory())
+    if not call.common["dry_run"] and _confirmed(plan, call, yes=yes):
         plan = execute_trust(plan)
-    return output.show(_listing(plan), plan.exit_code())
+    return call.show(_listing(plan), plan.exit_code())
 
 
-def _confirmed(plan: "TrustPlan", output: Output, *, yes: bool) -> bool:
+def _confirmed(plan: "TrustPlan", call: Call, *, yes: bool) -> bool:
     """Return whether keys are to be added; shows them and asks, once.
 
     Raises:
         UnsafePlanError: a key has changed, or the answer is no.
         UsageError: there is nobody to ask.
     """
-    from imgcache.operations.trust import TrustState, check_safe  # noqa: PLC0415
+    from imgcache.operations.trust import TrustState, check_safe
 
     try:
         check_safe(plan)
     except UnsafePlanError:
-        output.show(_listing(plan), ExitCode.REFUSED)
+        call.show(_listing(plan), ExitCode.REFUSED)
         raise
     new = plan.in_state(TrustState.NEW)
     if not new or yes:
         return bool(new)
     count = "1 host is" if len(new) == 1 else f"{len(new)} hosts are"
     if not (sys.stdin and sys.stdin.isatty() and sys.stderr):
-        output.show(_listing(plan), ExitCode.USAGE)
+        call.show(_listing(plan), ExitCode.USAGE)
         message = f"no key was added: {count} new, and there is no terminal to ask"
         raise UsageError(message, hint="compare the fingerprints, then run it again with --yes")
     files = ", ".join(dict.fromkeys(str(item.known_hosts) for item in new))

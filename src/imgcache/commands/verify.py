@@ -1,55 +1,26 @@
 """``imgcache verify``: are the files in the caches still what was put there?"""
 
-import typer
-
-from imgcache.commands._fleet import all_ids, run_on_hosts, selection_of
 from imgcache.commands._options import (
     Adopt,
-    Aggregates,
-    AllHosts,
-    Concurrency,
-    DryRun,
-    Exclude,
-    Hosts,
-    LogFile,
-    OutputFormat,
-    Quiet,
     RateLimit,
     Repair,
-    Retries,
-    ShownColumns,
     SomeImageNames,
     Source,
     SourceOption,
-    Timeout,
-    Verbose,
 )
-from imgcache.commands._output import begin_output
+from imgcache.commands._run import Call, all_ids, command
 from imgcache.errors import ExitCode
-from imgcache.ui.formats import Format
 from imgcache.ui.outcomes import ENTRY_OUTCOME_COLUMNS, outcome_listing
 
 
-def verify(  # noqa: PLR0917 - options are parameters in Typer
-    ctx: typer.Context,
+@command(ENTRY_OUTCOME_COLUMNS, timeout="12h", dry_run=True)
+def verify(
+    call: Call,
     images: SomeImageNames = None,
-    aggregate: Aggregates = None,
-    host: Hosts = None,
-    exclude: Exclude = None,
-    all_hosts: AllHosts = False,
     repair: Repair = False,
     adopt: Adopt = False,
     rate_limit: RateLimit = None,
     source: SourceOption = Source.AUTO,
-    concurrency: Concurrency = 10,
-    retries: Retries = 3,
-    timeout: Timeout = "12h",  # type: ignore[assignment]  # Typer parses it
-    dry_run: DryRun = False,
-    form: OutputFormat = Format.TABLE,
-    column: ShownColumns = None,
-    verbose: Verbose = 0,
-    quiet: Quiet = False,
-    log_file: LogFile = None,
 ) -> ExitCode:
     """Read the cached images again and compare them with what was noted when they were put there.
 
@@ -69,25 +40,12 @@ def verify(  # noqa: PLR0917 - options are parameters in Typer
       imgcache verify --aggregate edge-1 --rate-limit 100M
       imgcache verify --all --adopt debian-12
       imgcache verify --host edge1-07 --repair
-    """  # noqa: D301 - \b is how a paragraph keeps its lines
-    output = begin_output(
-        ctx,
-        ENTRY_OUTCOME_COLUMNS,
-        form=form,
-        wanted=column,
-        verbose=verbose,
-        quiet=quiet,
-        log_file=log_file,
-    )
-    from imgcache.operations.verify import VerifyRequest, run_verify  # noqa: PLC0415
+    """
+    from imgcache.operations.verify import VerifyRequest, run_verify
 
     names = tuple(images or ())
     request = VerifyRequest(
-        selection=selection_of(aggregate, host, exclude, all_hosts),
-        concurrency=concurrency,
-        retries=retries,
-        timeout_s=timeout,
-        dry_run=dry_run,
+        **call.common,
         names=names,
         bytes_per_s=rate_limit,
         adopt=adopt,
@@ -95,5 +53,5 @@ def verify(  # noqa: PLR0917 - options are parameters in Typer
         source=source.value,
     )
     with_service = adopt or repair or not all_ids(names)
-    report = run_on_hosts(ctx, output, run_verify, request, with_service=with_service)
-    return output.show(outcome_listing(report), report.exit_code())
+    report = call.run(run_verify, request, with_service=with_service)
+    return call.show(outcome_listing(report), report.exit_code())
