@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from contract.driver_suite import Bench, Context, Stock
+from contract.rows import collected
 from imgcache.drivers.base import RemovalItem
 from imgcache.drivers.glance_cache import GlanceCacheDriver
 from imgcache.drivers.glance_cache_fill import Patience
@@ -106,13 +107,21 @@ class NodeBench(Bench):
     def remove(self, *items: RemovalItem) -> list[tuple[str, str, str | None]]:
         """Run ``remove``; return name, state and code of each row."""
         rows: list[RemovalRow] = []
-        self._run(lambda context: self.driver.remove(context, items, rows.append), False, None)
+
+        async def work(context: Context) -> None:
+            rows.extend(await collected(self.driver.remove(context, items)))
+
+        self._run(work, False, None)
         return [(row.name, row.state.value, row.code) for row in rows]
 
     def clean(self, *, dry_run: bool = False) -> list[RemovalRow]:
         """Run ``clean``."""
         rows: list[RemovalRow] = []
-        self._run(lambda context: self.driver.clean(context, 1.0, rows.append), dry_run, None)
+
+        async def work(context: Context) -> None:
+            rows.extend(await collected(self.driver.clean(context, 1.0)))
+
+        self._run(work, dry_run, None)
         return rows
 
 

@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from imgcache.drivers.base import NoteState, RemovalItem, RemovalState, VerdictState
+from contract.rows import collected
+from imgcache.drivers.base import NoteState, RemovalItem, RemovalState, Verdict, VerdictState
 from imgcache.drivers.capabilities import supports
 from imgcache.guards import base_of, is_pinned
 from imgcache.model import EntryKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from contract.driver_suite import Bench, Context
-    from imgcache.drivers.base import NoteRow, RemovalRow, Verdict
+    from imgcache.drivers.base import NoteRow, RemovalRow
     from imgcache.model import CacheEntry, HostCache, Image
 
 ABSENT_ID = "00000000-0000-4000-8000-ffffffffffff"
@@ -79,22 +78,22 @@ class LifeSuite:
         first, _, second = entries_of(bench, going, staying, young)
         item = item_of(first)
         too_young = item_of(second, min_age_s=86400.0, ours_ok=False)
-        rows = self._rows(bench, lambda on_row: ([item, too_young], on_row))
+        rows = self._rows(bench, item, too_young)
         states = {row.name: row.state for row in rows}
         assert states == {item.name: RemovalState.REMOVED, too_young.name: RemovalState.KEPT}
         assert [bool(row.code) for row in rows if row.name == too_young.name] == [True]
         assert bench.cached(going) is None
         assert bench.cached(staying) is not None
         assert bench.cached(young) is not None
-        (again,) = self._rows(bench, lambda on_row: ([item], on_row))
+        (again,) = self._rows(bench, item)
         assert (again.name, again.state) == (item.name, RemovalState.GONE)
 
     @staticmethod
-    def _rows(bench: Bench, arguments: Callable[[Any], Any]) -> list[RemovalRow]:
+    def _rows(bench: Bench, *items: RemovalItem) -> list[RemovalRow]:
         rows: list[RemovalRow] = []
 
         async def work(context: Context) -> None:
-            await bench.driver.remove(context, *arguments(rows.append))
+            rows.extend(await collected(bench.driver.remove(context, items)))
 
         bench.run(work)
         return rows
@@ -109,14 +108,12 @@ class LifeSuite:
         rows: list[NoteRow] = []
 
         async def verify(context: Context) -> None:
-            await bench.driver.verify(
-                context, [entry.name], adopt={}, bytes_per_s=None, on_verdict=verdicts.append,
-                on_progress=lambda *_: None,
-            )  # fmt: skip
+            found = bench.driver.verify(context, [entry.name], adopt={}, bytes_per_s=None)
+            verdicts.extend(one for one in await collected(found) if isinstance(one, Verdict))
 
         async def renew(context: Context) -> None:
             sizes = [(entry.name, entry.size_bytes)]
-            await bench.driver.renew(context, sizes, rows.append)
+            rows.extend(await collected(bench.driver.renew(context, sizes)))
 
         if supports(bench.driver, "verify"):
             bench.run(verify)
@@ -136,10 +133,8 @@ class LifeSuite:
         verdicts: list[Verdict] = []
 
         async def verify(context: Context) -> None:
-            await bench.driver.verify(
-                context, [entry.name], adopt={}, bytes_per_s=None, on_verdict=verdicts.append,
-                on_progress=lambda *_: None,
-            )  # fmt: skip
+            found = bench.driver.verify(context, [entry.name], adopt={}, bytes_per_s=None)
+            verdicts.extend(one for one in await collected(found) if isinstance(one, Verdict))
 
         before = bench.tree()
         bench.run(verify, dry_run=True)
@@ -167,7 +162,7 @@ class LifeSuite:
         rows: list[NoteRow] = []
 
         async def work(context: Context) -> None:
-            await bench.driver.pin(context, names, until, rows.append)
+            rows.extend(await collected(bench.driver.pin(context, names, until)))
 
         bench.run(work)
         return [(row.base_name, row.state) for row in rows]
@@ -179,7 +174,7 @@ class LifeSuite:
         rows: list[RemovalRow] = []
 
         async def work(context: Context) -> None:
-            await bench.driver.clean(context, 3600.0, rows.append)
+            rows.extend(await collected(bench.driver.clean(context, 3600.0)))
 
         bench.run(work)
         assert not [row for row in rows if row.state is RemovalState.REMOVED]

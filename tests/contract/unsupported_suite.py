@@ -7,18 +7,19 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 import yaml
 
+from contract.rows import collected
 from imgcache.drivers.base import METHODS, UnsupportedError
 from imgcache.drivers.capabilities import COMMANDS, supports, why_not
 from imgcache.errors import ErrorCode
 from imgcache.model import ImageId
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
     from pathlib import Path
 
     from contract.driver_suite import Bench
@@ -27,24 +28,21 @@ if TYPE_CHECKING:
 IMAGE = ImageId("00000000-0000-4000-8000-00000000abcd")
 
 
-def call(driver: Driver, method: str, context: HostContext) -> Awaitable[object]:
+async def call(driver: Driver, method: str, context: HostContext) -> None:
     """Call a method with as little as it takes."""
     arguments: dict[str, dict[str, Any]] = {
         "precache": {"images": ()},
         "check": {"service": None},
         "inspect": {"formats": False, "use": False},
-        "remove": {"items": (), "on_row": print},
-        "clean": {"stall_age_s": 86400.0, "on_row": print},
-        "verify": {
-            "base_names": (), "adopt": {}, "bytes_per_s": None, "on_verdict": print,
-            "on_progress": print,
-        },
-        "prove": {"images": (), "bytes_per_s": None, "on_verdict": print},
-        "pin": {"base_names": (), "until": None, "on_row": print},
-        "renew": {"sizes": (), "on_row": print},
-    }  # fmt: skip
-    done: Awaitable[object] = getattr(driver, method)(context, **arguments[method])
-    return done
+        "remove": {"items": ()},
+        "clean": {"stall_age_s": 86400.0},
+        "verify": {"base_names": (), "adopt": {}, "bytes_per_s": None},
+        "prove": {"images": (), "bytes_per_s": None},
+        "pin": {"base_names": (), "until": None},
+        "renew": {"sizes": ()},
+    }
+    done = getattr(driver, method)(context, **arguments[method])
+    await (done if isawaitable(done) else collected(done))
 
 
 class UnsupportedSuite:

@@ -76,7 +76,7 @@ def test_a_pushed_image_is_where_nova_looks_for_it(hyperv_host: WindowsHost, pyt
     manifest = json.loads((hyperv_host.base / ".imgcache" / f"{IMAGE['id']}.json").read_text())
     assert manifest["stored"]["value"] == hashlib.sha512(DATA).hexdigest()
     age(final)
-    touch = helper.order("hyperv_touch", image_id=IMAGE["id"], size=len(DATA), dry=False)
+    touch = helper.order("hyperv_touch", base=IMAGE["id"], sizes=[len(DATA)], dry=False)
     assert helper.result(touch)["touched"] is True
     assert time.time() - final.stat().st_mtime < 60
     assert helper.end() == 0
@@ -262,14 +262,14 @@ def test_a_file_of_another_size_is_damaged(hyperv_host: WindowsHost) -> None:
     helper = hyperv_host.helper()
     hyperv_host.base.mkdir()
     (hyperv_host.base / f"{IMAGE['id']}.vhd").write_bytes(b"cut off")
-    order = helper.order("hyperv_touch", image_id=IMAGE["id"], size=len(DATA), dry=False)
+    order = helper.order("hyperv_touch", base=IMAGE["id"], sizes=[len(DATA)], dry=False)
     assert helper.error(order)["code"] == "damaged"
 
 
 def test_names_are_only_made_of_ids(hyperv_host: WindowsHost) -> None:
     helper = hyperv_host.helper()
     for name in ("..\\x", "a" * 36, "C:", "", IMAGE["id"].upper() + "/", IMAGE["id"] + ".vhd"):
-        order = helper.order("hyperv_touch", image_id=name, size=1, dry=False)
+        order = helper.order("hyperv_touch", base=name, sizes=[1], dry=False)
         assert helper.error(order)["code"] == "protocol", name
 
 
@@ -296,7 +296,7 @@ def test_the_hosts_nova_conf_says_where_the_cache_is(
     path.write_text(f"[DEFAULT]\ninstances_path = {windows_path(tmp_path / 'no')}\n")
     assert opened(helper, windows_path(path))["code"] == "nopath"
     assert opened(helper, None)["code"] == "config"
-    number = helper.order("hyperv_touch", image_id=IMAGE["id"], size=1, dry=False)
+    number = helper.order("hyperv_touch", base=IMAGE["id"], sizes=[1], dry=False)
     assert helper.error(number)["code"] == "config"
 
 

@@ -163,7 +163,7 @@ def test_what_somebody_has_open_is_kept(hyperv_host: WindowsHost) -> None:
     answer = remove(helper, row)
     assert (answer["state"], answer["code"]) == ("kept", "in-use")
     assert final.exists()
-    touch = helper.order("hyperv_touch", image_id=IMAGE_ID, size=len(DATA), dry=False)
+    touch = helper.order("hyperv_touch", base=IMAGE_ID, sizes=[len(DATA)], dry=False)
     assert helper.result(touch)["touched"] is True
     age(final)
     reader.end()

@@ -74,7 +74,7 @@ class WindowsHost:
         self._stack.close()
         for python in self._lent:
             helper = self._shared[python]
-            order = helper.order("hyperv_touch", image_id="none", size=1, dry=True)
+            order = helper.order("hyperv_touch", base="none", sizes=[1], dry=True)
             try:
                 helper.error(order)
             except (AssertionError, OSError):

@@ -6,6 +6,7 @@ entry point of the group ``imgcache.drivers``: ``toy = toy_driver:ToyDriver``.
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from typing import TYPE_CHECKING, ClassVar
 
 from imgcache.drivers.base import Driver, RemovalRow, RemovalState
@@ -17,7 +18,7 @@ from imgcache.transport.conversation import OrderError
 from imgcache.transport.orders import register_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from imgcache.drivers.base import HostContext, RemovalItem
     from imgcache.model import Image, ServiceAccess
@@ -76,19 +77,19 @@ class ToyDriver(Driver):
         """See ``Driver.check``."""
         async with context.converse(self.helper_modules("toy")) as talk:
             order = talk.order("toy_list", folder=_folder(context))
-            await talk.result(order, timeout_s=_ANSWER_S, on_rows=lambda _: None)
+            await talk.result(order, timeout_s=_ANSWER_S)
             return [("cache", CheckState.OK, f"{_folder(context)} can be read")]
 
     async def inspect(self, context: HostContext, *, formats: bool, use: bool) -> HostCache:
         """See ``Driver.inspect``; nothing can use what a toy has."""
         entries: list[CacheEntry] = []
-
-        def take(fields: Fields) -> None:
-            entries.extend(_entry(row) for row in fields.get_objects("rows"))
-
         async with context.converse(self.helper_modules("toy")) as talk:
             order = talk.order("toy_list", folder=_folder(context))
-            answer = (await talk.result(order, timeout_s=_ANSWER_S, on_rows=take)).fields
+            async with aclosing(talk.events(order, timeout_s=_ANSWER_S)) as events:
+                async for message in events:
+                    if message.event == "rows":
+                        entries.extend(map(_entry, message.fields.get_objects("rows")))
+            answer = message.fields
         return HostCache(
             cache_path=_folder(context),
             instances_path=_folder(context),
@@ -106,25 +107,24 @@ class ToyDriver(Driver):
         )
 
     async def remove(
-        self,
-        context: HostContext,
-        items: Sequence[RemovalItem],
-        on_row: Callable[[RemovalRow], None],
-    ) -> None:
+        self, context: HostContext, items: Sequence[RemovalItem]
+    ) -> AsyncGenerator[RemovalRow, None]:
         """See ``Driver.remove``; the helper looks at each file's age again."""
         wanted = [{"name": one.name, "min_age_s": one.min_age_s} for one in items]
-
-        def take(fields: Fields) -> None:
-            for row in fields.get_objects("rows"):
-                state = row.get_enum("state", RemovalState)
-                code = ErrorCode.YOUNG if state is RemovalState.KEPT else None
-                reason = row.opt_str("reason", limit=200)
-                name, size = row.get_str("name", limit=255), row.get_int("size")
-                on_row(RemovalRow(name, state, code, reason, size))
-
         async with context.converse(self.helper_modules("toy")) as talk:
             order = talk.order("toy_remove", folder=_folder(context), items=wanted)
-            await talk.result(order, timeout_s=_ANSWER_S, on_rows=take)
+            async with aclosing(talk.events(order, timeout_s=_ANSWER_S)) as events:
+                async for message in events:
+                    if message.event == "rows":
+                        for row in message.fields.get_objects("rows"):
+                            yield _removed(row)
+
+
+def _removed(row: Fields) -> RemovalRow:
+    state = row.get_enum("state", RemovalState)
+    code = ErrorCode.YOUNG if state is RemovalState.KEPT else None
+    reason = row.opt_str("reason", limit=200)
+    return RemovalRow(row.get_str("name", limit=255), state, code, reason, row.get_int("size"))
 
 
 def _folder(context: HostContext) -> str:

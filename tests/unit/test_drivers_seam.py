@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -23,7 +24,7 @@ SOURCE = Path(__file__).resolve().parents[2] / "src" / "imgcache"
 BUILT_IN = ("libvirt", "glance-cache", "vmwareapi", "hyperv")
 #: What all drivers share, and who uses them may import.
 SHARED = {
-    "base", "capabilities", "entry_rows", "feed", "node_api", "order_fields", "push", "registry",
+    "agent", "base", "capabilities", "entry_rows", "feed", "node_api", "order_fields", "push", "registry",
     "results", "transfer", "transfer_report",
 }  # fmt: skip
 #: The first word of the modules that are one driver's own.
@@ -131,7 +132,7 @@ class Half(Driver):
     async def inspect(self, context: object, **more: object) -> object:  # type: ignore[override]
         raise NotImplementedError
 
-    async def remove(self, context: object, *more: object) -> None:
+    def remove(self, context: object, *more: object) -> NoReturn:
         raise NotImplementedError
 
 

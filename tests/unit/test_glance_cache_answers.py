@@ -271,8 +271,11 @@ def test_an_older_node_is_not_asked_to_clean(newest: str) -> None:
             return as_json({"versions": [{"id": newest}, {"id": "v2.0"}]})
         return state()
 
+    async def clean(driver: GlanceCacheDriver, context: Context) -> None:
+        rows.extend([row async for row in driver.clean(context, 1.0)])
+
     with pytest.raises(UnsupportedError) as caught:
-        run(answer, lambda driver, context: driver.clean(context, 1.0, rows.append))
+        run(answer, clean)
     assert caught.value.hint == "run glance-cache-cleaner on the node"
     assert rows == []
 
@@ -315,13 +318,14 @@ def test_what_was_fetched_while_others_were_removed_is_no_longer_taken_back() ->
             return Answer(204)
         return state(cached, queued=[other])
 
-    def note(done: RemovalRow) -> None:
-        rows.append(done)
-        cached.append(row(image_id=other))
-        time.sleep(1.1)
+    async def remove(driver: GlanceCacheDriver, context: Context) -> None:
+        async for done in driver.remove(context, items):
+            rows.append(done)
+            cached.append(row(image_id=other))
+            await asyncio.sleep(1.1)
 
     items = [RemovalItem(ID, 0, 1, 0.0), RemovalItem(other, 0, 0, 0.0)]
-    run(answer, lambda driver, context: driver.remove(context, items, note))
+    run(answer, remove)
     assert [(one.state, one.code) for one in rows] == [
         ("removed", None),
         ("kept", ErrorCode.CHANGED),

@@ -11,6 +11,7 @@ from abc import ABC
 from typing import TYPE_CHECKING, ClassVar, NoReturn, Protocol
 
 from imgcache.drivers.results import (
+    HashProgress,
     NoteRow,
     NoteState,
     RemovalItem,
@@ -23,7 +24,7 @@ from imgcache.errors import ErrorCode, HostError
 from imgcache.plan import OutcomeWord
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "METHODS",
     "Driver",
+    "HashProgress",
     "HostContext",
     "NoteRow",
     "NoteState",
@@ -285,7 +287,7 @@ class Driver(ABC):
         """
         self._cannot("check")
 
-    # ------------------------------------------------------------- the life of what is in the cache
+    # ---- the life of what is in the cache; rows are read with ``aclosing``, which ends the session
 
     async def inspect(self, context: HostContext, *, formats: bool, use: bool) -> HostCache:
         """Return what is in the host's cache. Reads only.
@@ -301,58 +303,50 @@ class Driver(ABC):
         """
         self._cannot("inspect")
 
-    async def remove(
-        self,
-        context: HostContext,
-        items: Sequence[RemovalItem],
-        on_row: Callable[[RemovalRow], None],
-    ) -> None:
-        """Remove entries, each decided again by the host; ``on_row`` gets one row per item, as they come.
+    def remove(
+        self, context: HostContext, items: Sequence[RemovalItem]
+    ) -> AsyncGenerator[RemovalRow, None]:
+        """Remove entries, each decided again by the host; yield one row per item, as they come.
 
         Raises:
             UnsupportedError, HostError: as ``inspect``; items without a row may be gone or not.
         """
         self._cannot("remove")
 
-    async def clean(
-        self, context: HostContext, stall_age_s: float, on_row: Callable[[RemovalRow], None]
-    ) -> None:
-        """Remove what broken transfers left behind; one row per transfer file found.
+    def clean(self, context: HostContext, stall_age_s: float) -> AsyncGenerator[RemovalRow, None]:
+        """Remove what broken transfers left behind; yield one row per transfer file found.
 
         In a dry run (``context.dry_run``) the rows say what would be done.
         """
         self._cannot("clean")
 
-    async def verify(
+    def verify(
         self,
         context: HostContext,
         base_names: Sequence[str],
         *,
         adopt: Mapping[str, Image],
         bytes_per_s: int | None,
-        on_verdict: Callable[[Verdict], None],
-        on_progress: Callable[[str, int, int], None],
-    ) -> None:
+    ) -> AsyncGenerator[Verdict | HashProgress, None]:
         """Hash entries again, one after the other, and note in their manifests that they are intact.
+
+        Yields each entry's progress, and its verdict as it is found.
 
         Args:
             context: see ``HostContext``.
             base_names: the entries; one verdict each.
             adopt: base name -> image: unmanaged entries whose bytes are this image's get a manifest.
             bytes_per_s: the most to read per second; None: as fast as it goes, at low priority.
-            on_verdict: gets each entry's verdict as it is found.
-            on_progress: gets base name, bytes done, bytes in total.
         """
         self._cannot("verify")
 
-    async def prove(
+    def prove(
         self,
         context: HostContext,
         images: Sequence[Image],
         *,
         bytes_per_s: int | None,
-        on_verdict: Callable[[Verdict], None],
-    ) -> None:
+    ) -> AsyncGenerator[Verdict, None]:
         """Give unmanaged entries a manifest that are what their image becomes on this host.
 
         For images that hosts convert: the original is fetched again from ``context.sources`` beside the
@@ -360,34 +354,32 @@ class Driver(ABC):
 
         Args:
             context: see ``HostContext``; nothing is reported through it but progress.
-            images: whose entries; one verdict each.
+            images: whose entries; one verdict each, as it is found.
             bytes_per_s: the most to read per second while hashing; None: as fast as it goes.
-            on_verdict: gets each entry's verdict as it is found.
         """
         self._cannot("prove")
 
-    async def pin(
+    def pin(
         self,
         context: HostContext,
         base_names: Sequence[str],
         until: datetime | None,
-        on_row: Callable[[NoteRow], None],
         *,
         extend: bool = False,
-    ) -> None:
-        """Pin entries until a time (``PIN_FOREVER`` too), or unpin them (None).
+    ) -> AsyncGenerator[NoteRow, None]:
+        """Pin entries until a time (``PIN_FOREVER`` too), or unpin them (None); yield one row each.
 
         ``extend``: a pin that ends later stays as it is.
         """
         self._cannot("pin")
 
-    async def renew(
-        self,
-        context: HostContext,
-        sizes: Sequence[tuple[str, int]],
-        on_row: Callable[[NoteRow], None],
-    ) -> None:
-        """Set the times of entries to now: (base name, size in bytes that it must have) each."""
+    def renew(
+        self, context: HostContext, sizes: Sequence[tuple[str, int]]
+    ) -> AsyncGenerator[NoteRow, None]:
+        """Set the times of entries to now: (base name, size in bytes that it must have) each.
+
+        Yields one row per entry.
+        """
         self._cannot("renew")
 
     def why_not(self, method: str) -> str:

@@ -20,7 +20,7 @@ from imgcache.model import CacheEntry, CachePolicy, EntryKind, HostCache, ImageI
 from imgcache.plan import CheckState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from imgcache.drivers.base import HostContext, RemovalItem
     from imgcache.drivers.glance_cache_api import CachedImage
@@ -120,22 +120,19 @@ class GlanceCacheDriver(Driver):
         )
 
     async def remove(
-        self,
-        context: HostContext,
-        items: Sequence[RemovalItem],
-        on_row: Callable[[RemovalRow], None],
-    ) -> None:
+        self, context: HostContext, items: Sequence[RemovalItem]
+    ) -> AsyncGenerator[RemovalRow, None]:
         """See ``Driver.remove``. Of an orphan too: an image that is gone from Glance, but cached."""
         node = _node(context)
         state, looked_at = await node.state(), time.monotonic()
         for item in items:
             if time.monotonic() - looked_at > _FRESH_S:
                 state, looked_at = await node.state(), time.monotonic()
-            on_row(await _remove(node, state, item))
+            yield await _remove(node, state, item)
 
     async def clean(
-        self, context: HostContext, stall_age_s: float, on_row: Callable[[RemovalRow], None]
-    ) -> None:
+        self, context: HostContext, stall_age_s: float
+    ) -> AsyncGenerator[RemovalRow, None]:
         """See ``Driver.clean``. The node goes by its own ``image_cache_stall_time``, and does not say what.
 
         Raises:
@@ -153,14 +150,14 @@ class GlanceCacheDriver(Driver):
             reason = (
                 "queued; imgcache precache hands it over again, imgcache delete --queued drops it"
             )
-            on_row(RemovalRow(image_id, RemovalState.KEPT, ErrorCode.TRANSFER, reason, 0))
+            yield RemovalRow(image_id, RemovalState.KEPT, ErrorCode.TRANSFER, reason, 0)
         what = "invalid/, and what in incomplete/ is older than image_cache_stall_time"
         if context.dry_run:
             reason = f"dry run: the node would be asked to remove {what}"
-            on_row(RemovalRow("", RemovalState.KEPT, ErrorCode.DRY_RUN, reason, 0))
+            yield RemovalRow("", RemovalState.KEPT, ErrorCode.DRY_RUN, reason, 0)
         else:
             reason = f"the node removed {what}; it does not say which files"
-            on_row(RemovalRow("", RemovalState.REMOVED, None, reason, 0))
+            yield RemovalRow("", RemovalState.REMOVED, None, reason, 0)
 
 
 #: Which check an error answers; all others answer ``api``.

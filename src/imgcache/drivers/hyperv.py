@@ -2,56 +2,91 @@ r"""The hyperv driver: ``<instances_path>\_base`` on Windows hosts, as Nova's Hy
 
 from __future__ import annotations
 
+import re
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, ClassVar
 
-from imgcache.drivers import hyperv_life, hyperv_start
-from imgcache.drivers.base import Driver
-from imgcache.drivers.hyperv_life import (
-    BASE_MODULES,
-    FETCH_MODULES,
-    opened_cache,
-    settings_for_helper,
-)
+from imgcache.drivers import hyperv_start
+from imgcache.drivers.agent import AgentDriver, Backend
+from imgcache.drivers.entry_rows import Shapes
 from imgcache.drivers.transfer import transfer
 from imgcache.drivers.transfer_report import report_end
 from imgcache.errors import ErrorCode
+from imgcache.model import EntryKind
 from imgcache.plan import CheckState, OutcomeWord
 from imgcache.transport.conversation import OrderError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
-    from datetime import datetime
 
-    from imgcache.drivers.base import HostContext, NoteRow, RemovalItem, RemovalRow, Verdict
-    from imgcache.model import HostCache, Image, ServiceAccess
+    from imgcache.drivers.base import HostContext
+    from imgcache.model import HostSettings, Image, ServiceAccess
     from imgcache.plan import SourceKind
     from imgcache.transport.conversation import Conversation, Order
     from imgcache.transport.wire import Fields
 
+BASE_MODULES = ("conf", "vhd", "winstore", "hyperv")
+LIST_MODULES = (*BASE_MODULES, "watch", "hyperv_use", "hyperv_life")
+REMOVE_MODULES = (*LIST_MODULES, "hyperv_remove")
+FETCH_MODULES = ("watch", "download", "body", "hyperv_fetch")
+VERIFY_MODULES = (*LIST_MODULES, *FETCH_MODULES, "hyperv_keep")
 PROBE_MODULES = (*BASE_MODULES, "watch", "download", "hyperv_probe")
+_UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_SHAPES = Shapes(
+    {
+        EntryKind.ORIGINAL: re.compile(_UUID, re.ASCII),
+        EntryKind.RESIZED: re.compile(_UUID + r"_[0-9]{1,9}", re.ASCII),
+    },
+    36,
+)
 #: What Glance calls images that Nova can use here. Nova goes by the bytes, and converts nothing.
 USABLE_FORMATS = frozenset({"vhd", "vhdx", "iso"})
 ANSWER_S = 60.0
 _RESERVE_BYTES = 10 << 30
-_MAX_CLOCK_OFFSET_S = 30.0
 
 
-class HypervDriver(Driver):
+class HypervDriver(AgentDriver):
     """See ``Driver``. All images go through one connection, or two where no ``python`` is configured."""
 
     name = "hyperv"
+    backend = Backend(
+        name="hyperv",
+        modules={
+            "renew": BASE_MODULES,
+            "probe": PROBE_MODULES,
+            "list": LIST_MODULES,
+            "remove": REMOVE_MODULES,
+            "clean": REMOVE_MODULES,
+            "verify": VERIFY_MODULES,
+            "pin": VERIFY_MODULES,
+        },
+        shapes=_SHAPES,
+        unproven="it has other bytes",
+    )
     unsupported: ClassVar[Mapping[str, str]] = {
         "prove": "Hyper-V hosts convert nothing: verify --adopt proves entries by their bytes",
     }
+
+    def settings(self, settings: HostSettings) -> dict[str, object]:
+        """See ``AgentDriver.settings``."""
+        return {
+            "instances_path": settings.instances_path,
+            "nova_conf": list(settings.nova_conf) if settings.nova_conf else None,
+        }
+
+    def start(
+        self, context: HostContext, modules: Sequence[str]
+    ) -> AbstractAsyncContextManager[Conversation]:
+        """See ``hyperv_start.converse``."""
+        return hyperv_start.converse(context, modules)
 
     async def precache(self, context: HostContext, images: Sequence[Image]) -> None:
         """See ``Driver.precache``."""
         usable = self.usable(context, images)
         if not usable:
             return
-        async with opened_cache(context, BASE_MODULES) as (talk, opened):
+        async with self.opened(context, BASE_MODULES) as (talk, opened):
             touches = [(image, self._order_touch(context, talk, image)) for image in usable]
             absent = [
                 image
@@ -68,90 +103,7 @@ class HypervDriver(Driver):
         self, context: HostContext, service: ServiceAccess | None
     ) -> Sequence[tuple[str, CheckState, str]]:
         """See ``Driver.check``."""
-        async with hyperv_start.converse(context, PROBE_MODULES) as talk:
-            order = talk.order(
-                "hyperv_probe",
-                settings=settings_for_helper(context.host.settings),
-                url=service.url if service else None,
-                ca_pem=service.ca_pem if service else None,
-                insecure=service.insecure if service else False,
-                reserve=context.host.settings.reserve_bytes,
-            )
-            answer = await talk.result(order, timeout_s=ANSWER_S)
-            rows = [
-                (
-                    item.get_str("name", limit=40),
-                    item.get_enum("state", CheckState),
-                    item.get_str("detail", limit=1000),
-                )
-                for item in answer.fields.get_objects("checks")
-                if service or item.get_str("name", limit=40) != "glance"
-            ]
-            return [
-                ("shell", CheckState.OK, "cmd.exe"),
-                _clock_check(talk.hello.clock_offset_s),
-                *rows,
-            ]
-
-    async def inspect(self, context: HostContext, *, formats: bool, use: bool) -> HostCache:
-        """See ``Driver.inspect``."""
-        return await hyperv_life.inspect(context, formats=formats, use=use)
-
-    async def remove(
-        self,
-        context: HostContext,
-        items: Sequence[RemovalItem],
-        on_row: Callable[[RemovalRow], None],
-    ) -> None:
-        """See ``Driver.remove``."""
-        await hyperv_life.remove(context, items, on_row)
-
-    async def clean(
-        self, context: HostContext, stall_age_s: float, on_row: Callable[[RemovalRow], None]
-    ) -> None:
-        """See ``Driver.clean``."""
-        await hyperv_life.clean(context, stall_age_s, on_row)
-
-    async def verify(
-        self,
-        context: HostContext,
-        base_names: Sequence[str],
-        *,
-        adopt: Mapping[str, Image],
-        bytes_per_s: int | None,
-        on_verdict: Callable[[Verdict], None],
-        on_progress: Callable[[str, int, int], None],
-    ) -> None:
-        """See ``Driver.verify``."""
-        await hyperv_life.verify(
-            context,
-            base_names,
-            adopt=adopt,
-            bytes_per_s=bytes_per_s,
-            on_verdict=on_verdict,
-            on_progress=on_progress,
-        )
-
-    async def pin(
-        self,
-        context: HostContext,
-        base_names: Sequence[str],
-        until: datetime | None,
-        on_row: Callable[[NoteRow], None],
-        *,
-        extend: bool = False,
-    ) -> None:
-        """See ``Driver.pin``."""
-        await hyperv_life.pin(context, base_names, until, on_row, extend=extend)
-
-    async def renew(
-        self,
-        context: HostContext,
-        sizes: Sequence[tuple[str, int]],
-        on_row: Callable[[NoteRow], None],
-    ) -> None:
-        """See ``Driver.renew``."""
-        await hyperv_life.renew(context, sizes, on_row)
+        return [("shell", CheckState.OK, "cmd.exe"), *await super().check(context, service)]
 
     def refuses(self, image: Image) -> str | None:
         """See ``Driver.refuses``."""
@@ -165,8 +117,8 @@ class HypervDriver(Driver):
     @staticmethod
     def _order_touch(context: HostContext, talk: Conversation, image: Image) -> Order:
         context.begin(image)
-        size = image.size_bytes
-        return talk.order("hyperv_touch", image_id=image.id, size=size, dry=context.dry_run)
+        sizes = [image.size_bytes]
+        return talk.order("touch", base=image.id, sizes=sizes, dry=context.dry_run)
 
     @staticmethod
     async def _touched(
@@ -189,7 +141,7 @@ class HypervDriver(Driver):
         talk.load(FETCH_MODULES)
         given_up: set[SourceKind] = set()
         for image in images:
-            end = await transfer(context, talk, image, given_up, "hyperv_fetch")
+            end = await transfer(context, talk, image, given_up, "fetch")
             report_end(context, image, end)
 
 
@@ -198,12 +150,6 @@ def _alone(context: HostContext, opened: Fields) -> AbstractAsyncContextManager[
     path = opened.get_str("cache_path", limit=1000).lower()
     shared = path.startswith("\\\\") or path[1:].startswith(":\\clusterstorage\\")
     return context.alone_on(f"hyperv:{path}") if shared else nullcontext()
-
-
-def _clock_check(offset_s: float) -> tuple[str, CheckState, str]:
-    """Ages are decided by the host's own clock; a wrong one ages entries wrongly, and breaks TLS."""
-    state = CheckState.OK if abs(offset_s) <= _MAX_CLOCK_OFFSET_S else CheckState.WARN
-    return ("clock", state, f"{offset_s:+.1f} s against this machine")
 
 
 def _report_dry_run(context: HostContext, absent: Sequence[Image], opened: Fields) -> None:

@@ -2,33 +2,48 @@
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from imgcache.drivers import libvirt_life, libvirt_prove, libvirt_serve
-from imgcache.drivers.base import Driver, UnsupportedError
-from imgcache.drivers.libvirt_life import settings_for_helper
-from imgcache.drivers.transfer import transfer
+from imgcache.drivers.agent import AgentDriver, Backend
+from imgcache.drivers.base import UnsupportedError, Verdict, VerdictState
+from imgcache.drivers.entry_rows import proof_from
+from imgcache.drivers.order_fields import image_fields, listener_fields
+from imgcache.drivers.transfer import check_all_came, transfer
 from imgcache.drivers.transfer_report import report_end, report_failure
-from imgcache.errors import ErrorCode
+from imgcache.errors import ErrorCode, HostError
 from imgcache.model import RAW_DISK_FORMATS, base_file_name
-from imgcache.plan import CheckState, OutcomeWord, SourceKind
+from imgcache.plan import OutcomeWord
 from imgcache.transport.conversation import OrderError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from contextlib import AbstractAsyncContextManager
-    from datetime import datetime
+    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
-    from imgcache.drivers.base import HostContext, NoteRow, RemovalItem, RemovalRow, Verdict
+    from imgcache.drivers.base import HostContext
     from imgcache.drivers.feed import Listener, Offer
-    from imgcache.model import HostCache, Image, ImageId, ServiceAccess
+    from imgcache.model import HostSettings, Image, ImageId
+    from imgcache.plan import SourceKind
     from imgcache.transport.conversation import Conversation, Message, Order
 
 #: What a host that has everything needs; a host that lacks something gets the others as well.
 WARM_MODULES = ("conf", "cache")
 PROBE_MODULES = ("conf", "cache", "watch", "qemu", "download", "probe")
+LIST_MODULES = (
+    *WARM_MODULES,
+    *("watch", "staging", "formats"),
+    *("headers", "mounts", "sharing", "owners"),
+    *("domains", "processes", "usage", "facts", "entries"),
+)
+VERIFY_MODULES = (*LIST_MODULES, "verify")
+REMOVE_MODULES = (*LIST_MODULES, "removal")
+CLEAN_MODULES = (*REMOVE_MODULES, "clean")
+PROVE_MODULES = (
+    *VERIFY_MODULES,
+    *("journal", "qemu", "download", "body", "sources", "fetch", "prove"),
+)
 STORAGE_MODULES = ("mounts", "sharing")
+SERVE_MODULES = ("conf", "cache", "watch", "staging", "offers", "relay")
 FETCH_MODULES = (
     *("watch", "staging", *STORAGE_MODULES, "owners", "journal"),
     *("formats", "qemu"),
@@ -46,9 +61,9 @@ _EXCLUDED_TYPES = {
 _SECTOR_BYTES = 512
 #: What a host keeps free when neither the inventory nor 5 % of its file system say more; as the helper.
 _RESERVE_BYTES = 10 << 30
-_MAX_CLOCK_OFFSET_S = 30.0
 #: Longer than the helper waits for Nova's lock on one base file.
 ANSWER_S = 60.0
+_SERVE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +91,33 @@ def whole_sizes(image: Image) -> list[int]:
     return sorted({image.size_bytes, image.virtual_size_bytes, sectors * _SECTOR_BYTES})
 
 
-class LibvirtDriver(Driver):
+class LibvirtDriver(AgentDriver):
     """See ``Driver``. All images go through one connection and one helper."""
 
     name = "libvirt"
     kept_as_is = RAW_DISK_FORMATS
+    backend = Backend(
+        name=None,
+        modules={
+            "renew": WARM_MODULES,
+            "probe": PROBE_MODULES,
+            "list": LIST_MODULES,
+            "remove": REMOVE_MODULES,
+            "clean": CLEAN_MODULES,
+            "verify": VERIFY_MODULES,
+            "pin": VERIFY_MODULES,
+        },
+    )
+
+    def settings(self, settings: HostSettings) -> dict[str, object]:
+        """See ``AgentDriver.settings``."""
+        return {
+            "instances_path": settings.instances_path,
+            "cache_subdirectory": settings.cache_subdirectory,
+            "force_raw_images": settings.force_raw_images,
+            "images_type": settings.images_type,
+            "nova_conf": list(settings.nova_conf) if settings.nova_conf else None,
+        }
 
     def entry_name(self, image_id: ImageId) -> str:
         """See ``Driver.entry_name``."""
@@ -107,15 +144,10 @@ class LibvirtDriver(Driver):
         if not usable:
             return
         async with context.converse(WARM_MODULES) as talk:
-            opened = talk.order("open", settings=settings_for_helper(context.host.settings))
+            opened = self.order_open(context, talk)
             touches = [(image, self._order_touch(context, talk, image)) for image in usable]
             await talk.flush()
-            try:
-                facts = _facts(await talk.result(opened, timeout_s=ANSWER_S))
-            except OrderError as error:
-                if error.code is ErrorCode.BACKEND:
-                    raise UnsupportedError(error.code, error.message) from error
-                raise
+            facts = _facts(await self.open_answer(talk, opened))
             _refuse_excluded(facts)
             absent = [
                 image
@@ -128,107 +160,63 @@ class LibvirtDriver(Driver):
                 async with context.sources.member(context):
                     await self._fetch_once(context, talk, absent)
 
-    def serving(
+    @asynccontextmanager
+    async def serving(
         self, context: HostContext, image: Image, listener: Listener, offer: Offer
-    ) -> AbstractAsyncContextManager[int | None]:
+    ) -> AsyncIterator[int | None]:
         """See ``Driver.serving``."""
-        return libvirt_serve.serving(context, image, listener, offer)
-
-    async def check(
-        self, context: HostContext, service: ServiceAccess | None
-    ) -> Sequence[tuple[str, CheckState, str]]:
-        """See ``Driver.check``."""
-        async with context.converse(PROBE_MODULES) as talk:
-            order = talk.order(
-                "probe",
-                settings=settings_for_helper(context.host.settings),
-                url=service.url if service else None,
-                ca_pem=service.ca_pem if service else None,
-                insecure=service.insecure if service else False,
-                reserve=context.host.settings.reserve_bytes,
+        async with self.start(context, SERVE_MODULES) as talk:
+            orders = (
+                self.order_open(context, talk),
+                talk.order("relay", **listener_fields(listener)),
+                talk.order(
+                    "serve",
+                    base=image.base_name,
+                    image=image_fields(image),
+                    name=offer.name,
+                    key=offer.key.reveal(),
+                ),
             )
-            answer = await talk.result(order, timeout_s=ANSWER_S)
-            rows = [
-                (
-                    item.get_str("name", limit=40),
-                    item.get_enum("state", CheckState),
-                    item.get_str("detail", limit=1000),
-                )
-                for item in answer.fields.get_objects("checks")
-                if service or item.get_str("name", limit=40) != "glance"
-            ]
-            return [_clock_check(talk.hello.clock_offset_s), *rows]
-
-    async def inspect(self, context: HostContext, *, formats: bool, use: bool) -> HostCache:
-        """See ``Driver.inspect``."""
-        return await libvirt_life.inspect(context, formats=formats, use=use)
-
-    async def remove(
-        self,
-        context: HostContext,
-        items: Sequence[RemovalItem],
-        on_row: Callable[[RemovalRow], None],
-    ) -> None:
-        """See ``Driver.remove``."""
-        await libvirt_life.remove(context, items, on_row)
-
-    async def clean(
-        self, context: HostContext, stall_age_s: float, on_row: Callable[[RemovalRow], None]
-    ) -> None:
-        """See ``Driver.clean``."""
-        await libvirt_life.clean(context, stall_age_s, on_row)
-
-    async def verify(
-        self,
-        context: HostContext,
-        base_names: Sequence[str],
-        *,
-        adopt: Mapping[str, Image],
-        bytes_per_s: int | None,
-        on_verdict: Callable[[Verdict], None],
-        on_progress: Callable[[str, int, int], None],
-    ) -> None:
-        """See ``Driver.verify``."""
-        await libvirt_life.verify(
-            context,
-            base_names,
-            adopt=adopt,
-            bytes_per_s=bytes_per_s,
-            on_verdict=on_verdict,
-            on_progress=on_progress,
-        )
+            await talk.flush()
+            try:
+                _, relay, serve = [await talk.result(one, timeout_s=_SERVE_S) for one in orders]
+            except OrderError:
+                port = None
+            else:
+                port = relay.fields.get_int("port", low=1, high=65535)
+                if serve.fields.get_choice("state", {"serving", "absent", "other"}) != "serving":
+                    port = None
+            talk.stay_alive()
+            yield port
 
     async def prove(
-        self,
-        context: HostContext,
-        images: Sequence[Image],
-        *,
-        bytes_per_s: int | None,
-        on_verdict: Callable[[Verdict], None],
-    ) -> None:
+        self, context: HostContext, images: Sequence[Image], *, bytes_per_s: int | None
+    ) -> AsyncGenerator[Verdict, None]:
         """See ``Driver.prove``."""
-        await libvirt_prove.prove(context, images, bytes_per_s=bytes_per_s, on_verdict=on_verdict)
+        given_up: set[SourceKind] = set()
+        async with self.opened(context, PROVE_MODULES) as (talk, _):
+            for image in images:
+                yield await self._prove(context, talk, image, given_up, bytes_per_s)
 
-    async def pin(
+    async def _prove(
         self,
         context: HostContext,
-        base_names: Sequence[str],
-        until: datetime | None,
-        on_row: Callable[[NoteRow], None],
-        *,
-        extend: bool = False,
-    ) -> None:
-        """See ``Driver.pin``."""
-        await libvirt_life.pin(context, base_names, until, on_row, extend=extend)
-
-    async def renew(
-        self,
-        context: HostContext,
-        sizes: Sequence[tuple[str, int]],
-        on_row: Callable[[NoteRow], None],
-    ) -> None:
-        """See ``Driver.renew``."""
-        await libvirt_life.renew(context, sizes, on_row)
+        talk: Conversation,
+        image: Image,
+        given_up: set[SourceKind],
+        bytes_per_s: int | None,
+    ) -> Verdict:
+        end = await transfer(context, talk, image, given_up, "prove", rate=bytes_per_s)
+        if isinstance(end.ending, HostError):
+            return _unproven(image, end.ending)
+        verdict = proof_from(image.base_name, end.ending.fields)
+        if verdict.digest is None:
+            return verdict
+        check_all_came(image, end.ending)
+        try:
+            return await self.adopt(context, talk, image, verdict)
+        except OrderError as error:
+            return _unproven(image, error)
 
     async def _fetch_once(
         self, context: HostContext, talk: Conversation, absent: Sequence[Image]
@@ -297,14 +285,12 @@ async def _storage_id(talk: Conversation) -> str | None:
     return answer.fields.opt_str("storage_id", limit=200)
 
 
-def _clock_check(offset_s: float) -> tuple[str, CheckState, str]:
-    """Ages are decided by the host's own clock; a wrong one ages entries wrongly, and breaks TLS."""
-    detail = f"{offset_s:+.1f} s against this machine"
-    return (
-        "clock",
-        CheckState.OK if abs(offset_s) <= _MAX_CLOCK_OFFSET_S else CheckState.WARN,
-        detail,
-    )
+def _unproven(image: Image, error: HostError) -> Verdict:
+    text = f"{error.message}: {error.hint}" if error.hint else error.message
+    if error.code is ErrorCode.CHANGED:
+        return Verdict(image.base_name, VerdictState.FAILED, error.code, text)
+    reason = f"its content could not be proven: {text}"
+    return Verdict(image.base_name, VerdictState.FAILED, error.code, reason)
 
 
 def _facts(answer: Message) -> CacheFacts:

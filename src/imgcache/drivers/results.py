@@ -74,6 +74,15 @@ class RemovalRow:
 
 
 @dataclass(frozen=True, slots=True)
+class HashProgress:
+    """How far a host is with hashing one entry."""
+
+    base_name: str
+    done_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """What a host found when it hashed one entry again."""
 

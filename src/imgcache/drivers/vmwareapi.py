@@ -6,40 +6,103 @@ speaks the vSphere API. An image is cached when every datastore that Nova may ch
 
 from __future__ import annotations
 
+import re
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, ClassVar
 
-from imgcache.drivers import vmwareapi_life as life
-from imgcache.drivers.base import Driver
+from imgcache import __version__
+from imgcache.drivers.agent import AgentDriver, Backend
+from imgcache.drivers.base import Verdict, VerdictState
+from imgcache.drivers.entry_rows import Shapes, verdict_from
+from imgcache.drivers.order_fields import image_fields
 from imgcache.drivers.transfer import transfer
 from imgcache.drivers.transfer_report import report_end, report_failure
-from imgcache.drivers.vmwareapi_talk import ANSWER_S, PROBE_MODULES, image_order, opened, settings
-from imgcache.errors import ErrorCode
-from imgcache.plan import CheckState, OutcomeWord
+from imgcache.errors import ErrorCode, HostError
+from imgcache.model import EntryKind
+from imgcache.plan import OutcomeWord
 from imgcache.transport.conversation import OrderError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from datetime import datetime
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
-    from imgcache.drivers.base import HostContext, NoteRow, RemovalItem, RemovalRow, Verdict
-    from imgcache.model import HostCache, Image, ServiceAccess
+    from imgcache.drivers.base import HostContext
+    from imgcache.model import HostSettings, Image
     from imgcache.plan import SourceKind
-    from imgcache.transport.conversation import Conversation, Message
+    from imgcache.transport.conversation import Conversation, Message, Order
+    from imgcache.transport.wire import Fields
 
+#: What every conversation of this driver needs, in the order in which they import each other.
+BASE_MODULES = (
+    *("conf", "watch", "staging", "formats", "soap", "vim"),
+    *("vmware_conf", "vmware_stores", "vmware", "vmware_names"),
+    *("vmware_files", "vmware_notes", "vmware_image", "vmware_entry"),
+)
+LIFE_MODULES = (*BASE_MODULES, "vmware_use", "vmware_life")
+VERIFY_MODULES = (*LIFE_MODULES, "vmware_verify")
+PROBE_MODULES = (
+    *("conf", "cache", "watch", "staging", "formats", "qemu", "download", "body", "probe"),
+    *BASE_MODULES[4:],
+    "vmware_probe",
+)
 FETCH_MODULES = (
     *("download", "body"),
     *("vmware_bring", "vmware_import", "vmware_make", "vmware_fetch"),
 )
-_MAX_CLOCK_OFFSET_S = 30.0
+#: Longer than vCenter takes for anything that is no task.
+ANSWER_S = 180.0
+#: Nova's folders are called as the images' ids.
+SHAPES = Shapes({EntryKind.ORIGINAL: re.compile(r"[0-9a-fA-F-]{36}", re.ASCII)}, 36)
 
 
-class VmwareDriver(Driver):
+class VmwareDriver(AgentDriver):
     """See ``Driver``. All images go through one connection, one helper and one session with vCenter."""
 
     name = "vmwareapi"
+    backend = Backend(
+        name="vmware",
+        modules={
+            "renew": LIFE_MODULES,
+            "probe": PROBE_MODULES,
+            "list": LIFE_MODULES,
+            "remove": LIFE_MODULES,
+            "clean": LIFE_MODULES,
+            "verify": VERIFY_MODULES,
+            "pin": LIFE_MODULES,
+        },
+        shapes=SHAPES,
+        items_per_request=20,
+        answer_s=600.0,
+        hash_silence_s=600.0,
+        unproven="other bytes, or made of them by vSphere",
+    )
     unsupported: ClassVar[Mapping[str, str]] = {
         "prove": "vSphere makes the disks of such images, and nothing can be told from comparing them"
     }
+
+    def settings(self, settings: HostSettings) -> dict[str, object]:
+        """See ``AgentDriver.settings``."""
+        return {
+            "cache_subdirectory": settings.cache_subdirectory,
+            "datastores": list(settings.datastores) if settings.datastores else None,
+            "nova_conf": list(settings.nova_conf) if settings.nova_conf else None,
+        }
+
+    @asynccontextmanager
+    async def opened(
+        self, context: HostContext, modules: Sequence[str]
+    ) -> AsyncIterator[tuple[Conversation, Fields]]:
+        """Log in to vCenter as well, and out again.
+
+        Raises:
+            UnsupportedError: the cluster has no datastore that could hold a cache.
+            HostError: see ``HostContext.converse``; besides ``config``, ``auth``, ``tls``, ``unreachable``.
+        """
+        async with super().opened(context, modules) as (talk, answer):
+            if notice := answer.opt_str("notice", limit=1000):
+                context.notice(notice)
+            yield talk, answer
+            with suppress(HostError):
+                await talk.result(talk.order("close"), timeout_s=ANSWER_S)
 
     def refuses(self, image: Image) -> str | None:
         """See ``Driver.refuses``. Source: nova ``virt/vmwareapi/constants.py``, ``ALLOWED_DISK_TYPES``."""
@@ -54,7 +117,7 @@ class VmwareDriver(Driver):
         usable = self.usable(context, images)
         if not usable:
             return
-        async with opened(context) as (talk, answer):
+        async with self.opened(context, BASE_MODULES) as (talk, answer):
             absent = await self._touch_all(context, talk, usable)
             if context.dry_run or not absent:
                 return
@@ -74,8 +137,14 @@ class VmwareDriver(Driver):
         for image in images:
             context.begin(image)
             reserve = context.host.settings.reserve_bytes
-            fields = image_order(image)
-            order = talk.order("vmware_touch", dry=context.dry_run, reserve=reserve, **fields)
+            order = talk.order(
+                "touch",
+                dry=context.dry_run,
+                reserve=reserve,
+                image=image_fields(image),
+                properties=dict(image.properties),
+                container=image.container_format,
+            )
             orders.append((image, order))
         absent = []
         for image, order in orders:
@@ -92,94 +161,32 @@ class VmwareDriver(Driver):
                 absent.append(image)
         return absent
 
-    async def check(
-        self, context: HostContext, service: ServiceAccess | None
-    ) -> Sequence[tuple[str, CheckState, str]]:
-        """See ``Driver.check``."""
-        async with context.converse(PROBE_MODULES) as talk:
-            order = talk.order(
-                "vmware_probe",
-                settings=settings(context.host.settings),
-                url=service.url if service else None,
-                ca_pem=service.ca_pem if service else None,
-                insecure=service.insecure if service else False,
-                reserve=context.host.settings.reserve_bytes,
-            )
-            async with talk.keep_alive():
-                answer = await talk.result(order, timeout_s=ANSWER_S)
-            offset_s = talk.hello.clock_offset_s
-            right = abs(offset_s) <= _MAX_CLOCK_OFFSET_S
-            state = CheckState.OK if right else CheckState.WARN
-            rows = [
-                (
-                    item.get_str("name", limit=40),
-                    item.get_enum("state", CheckState),
-                    item.get_str("detail", limit=1000),
-                )
-                for item in answer.fields.get_objects("checks")
-                if service or item.get_str("name", limit=40) != "glance"
-            ]
-            return [("clock", state, f"{offset_s:+.1f} s against this machine"), *rows]
+    def adopt_fields(self, context: HostContext, image: Image | None) -> dict[str, object]:
+        """See ``AgentDriver.adopt_fields``: the helper adopts as it hashes, on all datastores."""
+        if image is None:
+            return {"adopt": None}
+        tool = f"imgcache {__version__}"
+        return {"adopt": {"image": image_fields(image), "tool": tool, "run": context.run_id}}
 
-    async def inspect(self, context: HostContext, *, formats: bool, use: bool) -> HostCache:
-        """See ``Driver.inspect``."""
-        return await life.inspect(context, formats=formats, use=use)
-
-    async def remove(
+    async def verdict(
         self,
         context: HostContext,
-        items: Sequence[RemovalItem],
-        on_row: Callable[[RemovalRow], None],
-    ) -> None:
-        """See ``Driver.remove``."""
-        await life.remove(context, items, on_row)
+        talk: Conversation,
+        name: str,
+        image: Image | None,
+        answer: Fields,
+    ) -> Verdict:
+        """See ``AgentDriver.verdict``."""
+        if answer.opt_str("state", limit=20) == "adopted":
+            return Verdict(name, VerdictState.ADOPTED)
+        verdict = verdict_from(name, answer)
+        if image and verdict.state is VerdictState.UNMANAGED and verdict.digest:
+            return self.unproven(verdict, image)
+        return verdict
 
-    async def clean(
-        self, context: HostContext, stall_age_s: float, on_row: Callable[[RemovalRow], None]
-    ) -> None:
-        """See ``Driver.clean``."""
-        await life.clean(context, stall_age_s, on_row)
-
-    async def verify(
-        self,
-        context: HostContext,
-        base_names: Sequence[str],
-        *,
-        adopt: Mapping[str, Image],
-        bytes_per_s: int | None,
-        on_verdict: Callable[[Verdict], None],
-        on_progress: Callable[[str, int, int], None],
-    ) -> None:
-        """See ``Driver.verify``."""
-        await life.verify(
-            context,
-            base_names,
-            adopt=adopt,
-            bytes_per_s=bytes_per_s,
-            on_verdict=on_verdict,
-            on_progress=on_progress,
-        )
-
-    async def pin(
-        self,
-        context: HostContext,
-        base_names: Sequence[str],
-        until: datetime | None,
-        on_row: Callable[[NoteRow], None],
-        *,
-        extend: bool = False,
-    ) -> None:
-        """See ``Driver.pin``."""
-        await life.pin(context, base_names, until, on_row, extend=extend)
-
-    async def renew(
-        self,
-        context: HostContext,
-        sizes: Sequence[tuple[str, int]],
-        on_row: Callable[[NoteRow], None],
-    ) -> None:
-        """See ``Driver.renew``."""
-        await life.renew(context, [name for name, _ in sizes], on_row)
+    def order_renew(self, context: HostContext, talk: Conversation, name: str, size: int) -> Order:
+        """Queue what takes away the timestamps by which Nova counts an image as unused."""
+        return talk.order("renew", base=name, dry=context.dry_run)
 
 
 async def _fetch_all(context: HostContext, talk: Conversation, images: Sequence[Image]) -> None:
@@ -190,7 +197,7 @@ async def _fetch_all(context: HostContext, talk: Conversation, images: Sequence[
             talk,
             image,
             given_up,
-            "vmware_fetch",
+            "fetch",
             properties=dict(image.properties),
             container=image.container_format,
         )

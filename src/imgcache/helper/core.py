@@ -150,6 +150,7 @@ class Session:
         self.cache = None
         self.open_failure = None
         self.watch = None  # set by the module ``watch``, which then owns standard input
+        self.backend = None  # whose requests these are, as the controller says; None: libvirt's
         self.relay = None  # set by the order ``relay``: lets other hosts read what is fetched
 
     def send(self, frame):
@@ -208,13 +209,14 @@ class Session:
 
     def obey(self, op, order):
         """Carry out one order and answer it."""
+        self.backend = order.get("backend", self.backend)
         try:
             if op == "start":
                 result = hello(self, order)
             elif op == "load":
                 result = load(order)
             else:
-                result = _find_order(op)(self, order)
+                result = _find_order(op, self.backend)(self, order)
         except Failure as failure:
             self.refuse(order, failure)
         except OSError as error:
@@ -255,14 +257,18 @@ def load(order):
     return {}
 
 
-def _find_order(op):
-    """Return what works off an order: of the modules above, else of one that a driver brought."""
-    if op in ORDERS:
+def _find_order(op, backend):
+    """Return what carries out a request: the table's function, or that of a module that a driver sent.
+
+    A back end's functions have its name in theirs: ``order_hyperv_list``.
+    """
+    if backend is None and op in ORDERS:
         return getattr(sys.modules["%s.%s" % (_package(), ORDERS[op])], "order_" + op)
-    for name in sorted(sys.modules):
-        found = getattr(sys.modules[name], "order_" + op, None)
-        if found and name.startswith(_package() + "."):
-            return found
+    for function in ("order_%s_%s" % (backend, op), "order_" + op):
+        for name in sorted(sys.modules):
+            found = getattr(sys.modules[name], function, None)
+            if found and name.startswith(_package() + "."):
+                return found
     raise Failure("protocol", "no module for the order %s was loaded" % ascii(op)[:40])
 
 

@@ -92,6 +92,7 @@ def order_hyperv_open(session, order):
     try:
         path, origin, _ = settings_of(order["settings"])
         session.cache = store = winstore.Store(path)
+        store.settings = order["settings"]
         exists = store.exists()
         free, capacity = room(store)
     except Failure as failure:
@@ -161,4 +162,4 @@ def touch(store, image_id, size, dry, wait=(winstore.LOCK_WAIT_S, None)):
 
 def order_hyperv_touch(session, order):
     """Renew one final."""
-    return touch(opened(session), order["image_id"], order["size"], order["dry"])
+    return touch(opened(session), order["base"], order["sizes"][0], order["dry"])

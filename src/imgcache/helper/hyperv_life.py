@@ -121,7 +121,7 @@ class Listing:
             "storage_id": None,
             "shares_with": [],
             "nodename": os.environ.get("COMPUTERNAME", ""),
-            "policy": policy_of(self.order["settings"]),
+            "policy": policy_of(self.store.settings),
         }
 
     def list_name(self, name):

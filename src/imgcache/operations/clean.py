@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -90,7 +91,9 @@ async def _execute(
 
     async def clean(context: HostRun, driver: Driver) -> None:
         rows = seen[context.host.name]
-        await driver.clean(context, stall_age_s, lambda row: _note(rows, row))
+        async with aclosing(driver.clean(context, stall_age_s)) as cleaned:
+            async for row in cleaned:
+                _note(rows, row)
 
     async with open_fleet("clean", request, hosts, sink, service=service) as fleet:
         planned, blind = [], {}

@@ -6,10 +6,11 @@ fetch that was cut off.
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from imgcache.drivers.base import VerdictState
+from imgcache.drivers.base import HashProgress, VerdictState
 from imgcache.drivers.capabilities import supports
 from imgcache.errors import ImageProblemsError, ImageServiceError
 from imgcache.events import ItemProgress, Notice
@@ -20,7 +21,7 @@ from imgcache.operations.removal import plan_hosts
 from imgcache.policy import HostPlan, plan_invalid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 
     from imgcache.drivers.base import Driver, Verdict
     from imgcache.events import EventSink
@@ -151,20 +152,12 @@ async def find_faults(
             elif can_hash and entry.manifest and held_by(entry, rules) is None:
                 candidates[entry.name] = entry
 
-        def judge(verdict: Verdict) -> None:
-            if verdict.state is VerdictState.DAMAGED:
-                reason = verdict.reason or "its digest is wrong"
-                faults.add(name, candidates[verdict.base_name], reason)
-
         if candidates:
-            await driver.verify(
-                context,
-                list(candidates),
-                adopt={},
-                bytes_per_s=bytes_per_s,
-                on_verdict=judge,
-                on_progress=progress_to(fleet, name, candidates),
-            )
+            found = driver.verify(context, list(candidates), adopt={}, bytes_per_s=bytes_per_s)
+            async for verdict in verdicts(fleet, name, candidates, found):
+                if verdict.state is VerdictState.DAMAGED:
+                    reason = verdict.reason or "its digest is wrong"
+                    faults.add(name, candidates[verdict.base_name], reason)
 
     await fleet.each(hosts, look)
     return faults
@@ -188,17 +181,22 @@ def visible_fault(entry: CacheEntry) -> str | None:
     return None
 
 
-def progress_to(
-    fleet: Fleet, host: str, entries: Mapping[str, CacheEntry]
-) -> Callable[[str, int, int], None]:
-    """Return what tells the run's displays how far hashing is."""
-
-    def tell(base: str, done: int, total: int) -> None:
-        manifest = entries[base].manifest
-        name = manifest.image_name if manifest else base
-        fleet.sink.emit(ItemProgress(host, base, name, "hash", done, total))
-
-    return tell
+async def verdicts(
+    fleet: Fleet,
+    host: str,
+    entries: Mapping[str, CacheEntry],
+    found: AsyncGenerator[Verdict | HashProgress, None],
+) -> AsyncIterator[Verdict]:
+    """Yield the verdicts of a driver's ``verify``; its progress goes to the run's displays."""
+    async with aclosing(found):
+        async for one in found:
+            if isinstance(one, HashProgress):
+                manifest = entries[one.base_name].manifest
+                name = manifest.image_name if manifest else one.base_name
+                done, total = one.done_bytes, one.total_bytes
+                fleet.sink.emit(ItemProgress(host, one.base_name, name, "hash", done, total))
+            else:
+                yield one
 
 
 async def plan_faults(fleet: Fleet, hosts: Sequence[Host], faults: Faults) -> list[PlannedHost]:

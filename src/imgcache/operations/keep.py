@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -76,11 +77,8 @@ class PrecacheAndPin:
         rows: dict[str, NoteRow] = {}
         if held:
             names = [driver.entry_name(one.image.id) for one in held.values()]
-
-            def note(row: NoteRow) -> None:
-                rows[row.base_name] = row
-
-            await driver.pin(context, names, self._until, note, extend=True)
+            async with aclosing(driver.pin(context, names, self._until, extend=True)) as pinned:
+                rows = {row.base_name: row async for row in pinned}
         for one in list(held.values()):
             del held[one.image.id]
             _report(context, one, rows[driver.entry_name(one.image.id)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -85,13 +86,13 @@ async def _pin(
     command = "unpin" if request.until is None else "pin"
 
     async def note(context: HostRun, driver: Driver) -> list[EntryOutcome]:
-        rows: list[NoteRow] = []
         images = plan.images.by_entry(driver)
         if context.dry_run:
             cache = await driver.inspect(context, formats=False, use=False)
             rows = _would_note(cache, images)
         else:
-            await driver.pin(context, list(images), request.until, rows.append)
+            async with aclosing(driver.pin(context, list(images), request.until)) as noted:
+                rows = [row async for row in noted]
         return _one_row_per_image(context.host, rows, images, pinning=request.until is not None)
 
     async with open_fleet(command, request, plan.hosts, sink, service=service) as fleet:
@@ -185,7 +186,8 @@ async def _refresh(
         rows: list[NoteRow] = []
         if pinned:
             sizes = [(name, _stored_size(entry)) for name, entry in pinned.items()]
-            await driver.renew(context, sizes, rows.append)
+            async with aclosing(driver.renew(context, sizes)) as renewed:
+                rows = [row async for row in renewed]
         noted = noted_images(driver, cache.entries)
 
         def image_of_row(row: NoteRow) -> KnownImage | None:

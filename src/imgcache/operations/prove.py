@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -44,13 +45,12 @@ async def prove(
 
     async def work(context: HostRun, _: Sequence[Image]) -> None:
         host = context.host.name
-
-        def note(verdict: Verdict) -> None:
-            answered.add((host, verdict.base_name))
-            _note(found[host], verdict.base_name, ending_of(verdict))
-
         left = [image for base, image in unproven[host].items() if (host, base) not in answered]
-        await driver_of(context.host).prove(context, left, bytes_per_s=bytes_per_s, on_verdict=note)
+        driver = driver_of(context.host)
+        async with aclosing(driver.prove(context, left, bytes_per_s=bytes_per_s)) as proven:
+            async for verdict in proven:
+                answered.add((host, verdict.base_name))
+                _note(found[host], verdict.base_name, ending_of(verdict))
 
     hosts = [
         host for host in fleet.hosts if unproven.get(host.name) and host.name not in fleet.failures

@@ -6,6 +6,7 @@ to hosts on which something is to be removed; there the helper decides again, un
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeAlias
@@ -143,7 +144,9 @@ async def carry_out(
             if decision.entry.name not in one.rows
         ]
         one.lost_before, one.begun = one.begun, True
-        await driver.remove(context, items, lambda row: one.rows.__setitem__(row.name, row))
+        async with aclosing(driver.remove(context, items)) as rows:
+            async for row in rows:
+                one.rows[row.name] = row
 
     await fleet.each([one.host for one in by_name.values()], remove)
     return {one.host.name: _as_done(one, fleet.failures.get(one.host.name)) for one in planned}

@@ -22,7 +22,7 @@ from imgcache.operations.catalogue import (
 )
 from imgcache.operations.delete import absent_rows
 from imgcache.operations.fleet import FleetRequest, driver_of, open_fleet
-from imgcache.operations.invalid import Faults, progress_to
+from imgcache.operations.invalid import Faults, verdicts
 from imgcache.operations.prove import prove
 from imgcache.operations.removal import entry_outcome, host_outcome, report_of
 from imgcache.operations.repair import repair
@@ -189,14 +189,10 @@ class _HostVerify:
 
         left = [name for name in entries if name not in self._rows]
         if left:
-            await driver.verify(
-                context,
-                left,
-                adopt=adoptable,
-                bytes_per_s=self.request.bytes_per_s,
-                on_verdict=judge,
-                on_progress=progress_to(self.fleet, self.host.name, entries),
-            )
+            rate = self.request.bytes_per_s
+            found = driver.verify(context, left, adopt=adoptable, bytes_per_s=rate)
+            async for verdict in verdicts(self.fleet, self.host.name, entries, found):
+                judge(verdict)
 
     def _chosen(self, cache: HostCache) -> dict[str, CacheEntry]:
         return {

@@ -16,7 +16,7 @@ import asyncio
 import secrets
 import time
 from collections import deque
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from imgcache.errors import ContactLostError, ErrorCode, HostError
@@ -26,7 +26,7 @@ from imgcache.transport.orders import ROWS, Hello, Message, Order, OrderError, r
 from imgcache.transport.wire import FrameReader, protocol_error
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 
     from imgcache.model import Host, Secret
     from imgcache.transport.base import Session, Transport
@@ -169,23 +169,12 @@ class Conversation:
             await self._take_frame(deadline - time.monotonic())
         return message
 
-    async def result(
-        self,
-        order: Order,
-        *,
-        timeout_s: float,
-        on_progress: Callable[[str, int, int], None] | None = None,
-        on_rows: Callable[[Fields], None] | None = None,
-    ) -> Message:
-        """Return the order's ``result``, ``ready`` or ``retry``; progress goes to ``on_progress``.
-
-        Orders about many entries are answered with ``rows`` first, which go to ``on_rows`` as they come.
+    async def events(self, order: Order, *, timeout_s: float) -> AsyncGenerator[Message, None]:
+        """Yield the order's events as they come; the last is its ``result``, ``ready`` or ``retry``.
 
         Args:
             order: what was ordered.
             timeout_s: the longest wait for an event, and for progress that is more than the last.
-            on_progress: called with phase, bytes done, bytes in total.
-            on_rows: called with the fields of each ``rows`` event; needed for orders that have them.
 
         Raises:
             HostError: see ``receive``; code ``stall``: progress did not grow for ``timeout_s``.
@@ -194,20 +183,22 @@ class Conversation:
         grown_at = time.monotonic()
         while True:
             message = await self.receive(order, timeout_s)
-            if message.event == "rows" and on_rows:
-                on_rows(message.fields)
-                continue
-            if message.event != "progress":
-                return message
-            phase, done = message.fields.get_str("phase"), message.fields.get_int("done")
-            if on_progress:
-                on_progress(phase, done, message.fields.get_int("total"))
-            now = time.monotonic()
-            if (phase, done) != last:
-                last, grown_at = (phase, done), now
-            elif now - grown_at > timeout_s:
-                text = f"no progress for {timeout_s:.0f} s while in phase {phase}"
-                raise HostError(ErrorCode.STALL, text)
+            yield message
+            if message.event == "progress":
+                mark = message.fields.get_str("phase"), message.fields.get_int("done")
+                now = time.monotonic()
+                if mark != last:
+                    last, grown_at = mark, now
+                elif now - grown_at > timeout_s:
+                    text = f"no progress for {timeout_s:.0f} s while in phase {mark[0]}"
+                    raise HostError(ErrorCode.STALL, text)
+            elif message.event != "rows":
+                return
+
+    async def result(self, order: Order, *, timeout_s: float) -> Message:
+        """Return the last of an order's ``events``."""
+        async with aclosing(self.events(order, timeout_s=timeout_s)) as events:
+            return [message async for message in events][-1]
 
     async def send_data(self, order: Order, block: bytes) -> None:
         """Send a block of a pushed image, at most 256 KiB; an empty one says that it was the last.

@@ -10,8 +10,7 @@ import pytest
 
 from helper.controller import LIMITS, PUSH, Controller, Frame
 from helper.vmware.disks import sha
-from imgcache.drivers.vmwareapi import FETCH_MODULES
-from imgcache.drivers.vmwareapi_talk import BASE_MODULES, VERIFY_MODULES
+from imgcache.drivers.vmwareapi import BASE_MODULES, FETCH_MODULES, VERIFY_MODULES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
