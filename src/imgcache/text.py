@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 #: More combining marks than this on one character draw over the lines around it.
 _MAX_COMBINING = 4
+_AUTHORITY = re.compile(r"://\S+")
 
 
 def printable(value: str | bytes, limit: int = 300) -> str:
@@ -33,3 +35,16 @@ def _escape(char: str) -> str:
     if code <= 0xFF:
         return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
+
+
+def without_user_info(text: str) -> str:
+    """Return ``text`` with ``<secret>`` in the place of each URL's user and password.
+
+    All up to the last ``@`` of the word goes: a password may hold any of ``/``, ``:`` and ``@``.
+    """
+    return _AUTHORITY.sub(_without_user_info, text) if "@" in text else text
+
+
+def _without_user_info(found: re.Match[str]) -> str:
+    _, at, rest = found[0].rpartition("@")
+    return f"://<secret>@{rest}" if at else found[0]

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
-from imgcache.errors import AuthenticationError, ConfigError, ExitCode, ImageServiceError
+from imgcache.errors import (
+    AuthenticationError,
+    ConfigError,
+    ExitCode,
+    ImageServiceError,
+    ImageServiceUnreachableError,
+)
 from imgcache.images.keystone import open_cloud
 from imgcache.images.open import open_image_service
 from imgcache.images.options import OPTION_NAMES, CloudOptions
 from imgcache.model import ImageServiceSettings
-from servers.openstack import MEMBER
+from servers.openstack import MEMBER, free_port
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -153,6 +163,245 @@ class TestFiles:
         path = write_clouds(private_home, edge={"auth": AUTH})
         path.write_text(text)
         assert str(path) in refused(cloud="edge")
+
+
+def entry_text(auth: str = "", beside: str = "") -> str:
+    """Return a clouds.yaml, one key a line; ``auth`` and ``beside`` are one more each."""
+    lines = ["clouds:", "  edge:", *([f"    {beside}"] if beside else []), "    auth:"]
+    lines += [f"      {key}: '{value}'" for key, value in AUTH.items() if f"{key}:" not in auth]
+    return "\n".join([*lines, *([f"      {auth}"] if auth else []), ""])
+
+
+class TestEntriesThatMakeNoSense:
+    """Each is an error with file, line, column and key; none of them may look like a bug of ours."""
+
+    def refused(self, home: Path, text: str) -> str:
+        path = write_clouds(home, edge={"auth": AUTH})
+        path.write_text(text)
+        said = refused(cloud="edge")
+        place, _, rest = said.partition(f"{path}:")
+        assert place == "", said
+        line, column, rest = rest.split(":", 2)
+        assert int(line) > 0
+        assert int(column) > 0
+        return f"{text.splitlines()[int(line) - 1].strip()} |{rest}"
+
+    @pytest.mark.parametrize(
+        "key",
+        [
+            "region_name",
+            "interface",
+            "verify",
+            "cacert",
+            "image_api_version",
+            "auth_type",
+            "regions",
+        ],
+    )
+    def test_a_foreign_key_in_auth(self, private_home: Path, key: str) -> None:
+        value = "[x]" if key == "regions" else "x"
+        said = self.refused(private_home, entry_text(f"{key}: {value}"))
+        assert said.startswith(f"{key}: {value} | edge.auth.{key} ")
+        assert key == "regions" or f"write {key}: beside auth:" in said
+
+    def test_a_dash_is_an_underscore(self, private_home: Path) -> None:
+        said = self.refused(private_home, entry_text("region-name: x"))
+        assert "write region_name: beside auth:" in said
+
+    def test_a_misspelt_key_in_auth(self, private_home: Path) -> None:
+        said = self.refused(private_home, entry_text("project_nam: x"))
+        assert "did you mean project_name?" in said
+        assert "it takes auth_url" in self.refused(private_home, entry_text("qqq: x"))
+
+    @pytest.mark.parametrize(
+        ("value", "word"),
+        [("", "is empty"), ("hello", "must be a mapping"), ("[a]", "must be a mapping")],
+    )
+    def test_auth_is_no_mapping(self, private_home: Path, value: str, word: str) -> None:
+        text = f"clouds:\n  edge:\n    auth: {value}\n"
+        assert word in self.refused(private_home, text)
+
+    @pytest.mark.parametrize("value", ["[http://k/v3]", "{a: b}", "7", "", "keystone.example"])
+    def test_auth_url_is_no_url(self, private_home: Path, value: str) -> None:
+        said = self.refused(private_home, entry_text(f"auth_url: {value}"))
+        assert "edge.auth.auth_url" in said
+
+    @pytest.mark.parametrize("key", ["password", "username", "project_id"])
+    @pytest.mark.parametrize("value", ["[x]", "{a: b}", ""])
+    def test_a_value_is_no_text(self, private_home: Path, key: str, value: str) -> None:
+        assert f"edge.auth.{key}" in self.refused(private_home, entry_text(f"{key}: {value}"))
+
+    def test_an_empty_password_that_secure_yaml_gives(self, private_home: Path) -> None:
+        write_clouds(private_home, edge={"auth": {**AUTH, "password": None}})
+        write_clouds(private_home, "secure.yaml", edge={"auth": {"password": "canary-secure"}})
+        assert auth_of(opened(cloud="edge"), "password") == "canary-secure"
+
+    @pytest.mark.parametrize(
+        "beside",
+        [
+            "region_name: {a: b}",
+            "cacert: [x]",
+            "verify: [x]",
+            "auth_type: [password]",
+            "interface: {a: b}",
+            "profile: [x]",
+            "regions: {name: x}",
+            "regions: [[x]]",
+            "regions: [{nam: x}]",
+            "regions: [{name: x, values: {auth: hello}}]",
+        ],
+    )
+    def test_a_value_beside_auth(self, private_home: Path, beside: str) -> None:
+        assert self.refused(private_home, entry_text(beside=beside)).startswith(beside)
+
+    @pytest.mark.parametrize("text", ["clouds: [edge]", "clouds:", "clouds: {edge: hello}"])
+    def test_no_mapping_at_all(self, private_home: Path, text: str) -> None:
+        assert "must be a mapping" in self.refused(private_home, text)
+
+    def test_a_name_that_is_a_number(self, private_home: Path) -> None:
+        path = write_clouds(private_home, edge={"auth": AUTH})
+        path.write_text("clouds: {7: {auth: {}}, other: {auth: {}}}")
+        assert "known are: 7, other" in refused(cloud="edge")
+
+    def test_braces_in_a_value(self, private_home: Path) -> None:
+        write_clouds(private_home, edge={"auth": {**AUTH, "auth_url": "http://{canary}/v3"}})
+        assert "openstacksdk cannot use it (KeyError)" in refused(cloud="edge")
+
+    def test_anchors_and_merge_keys_are_understood(self, private_home: Path) -> None:
+        path = write_clouds(private_home, edge={"auth": AUTH})
+        base = yaml.safe_dump({"auth": AUTH}, default_flow_style=True, width=9999).strip()
+        path.write_text(
+            f"x: &base {base}\nclouds: {{edge: {{<<: *base, region_name: R2}}, two: *base}}"
+        )
+        assert opened(cloud="edge").region == "R2"
+        assert opened(cloud="two").auth_url == AUTH["auth_url"]
+
+    def test_an_auth_type_without_its_package(self, private_home: Path) -> None:
+        auth = {key: AUTH[key] for key in ("auth_url", "project_name", "project_domain_id")}
+        path = write_clouds(private_home, edge={"auth_type": "v3kerberos", "auth": auth})
+        said = refused(cloud="edge")
+        assert said.startswith(f"{path}:")
+        assert "edge.auth_type" in said
+        assert "keystoneauth1[kerberos]" in said
+
+    @pytest.mark.usefixtures("environ")
+    def test_a_variable_that_the_auth_type_does_not_take(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("OS_AUTH_TYPE", "v3token")
+        monkeypatch.setenv("OS_TOKEN", "canary-token")
+        auth: Any = opened().session.auth
+        assert auth.project_name == "demo"
+
+
+class TestRegionsAndProfiles:
+    def test_regions_is_a_text(self, private_home: Path) -> None:
+        write_clouds(private_home, edge={"auth": AUTH, "regions": "north"})
+        assert "write regions: [north]" in refused(cloud="edge")
+
+    @pytest.mark.parametrize("regions", [["north", "south"], [{"name": "north"}, "south"]])
+    def test_which_region_is_used_is_said(self, private_home: Path, regions: list[Any]) -> None:
+        write_clouds(private_home, edge={"auth": AUTH, "regions": regions})
+        cloud = opened(cloud="edge")
+        (note,) = cloud.notes
+        assert "the region is north, the first of north, south" in note
+        assert "(region north)" in cloud.describe()
+        cloud = opened(cloud="edge", region_name="south")
+        assert cloud.notes == ()
+        assert "(region south)" in cloud.describe()
+
+    def test_an_unknown_region(self, private_home: Path) -> None:
+        write_clouds(private_home, edge={"auth": AUTH, "regions": ["north", "south"]})
+        assert "north,south" in refused(cloud="edge", region_name="west")
+
+    @pytest.mark.parametrize("key", ["profile", "cloud"])
+    def test_an_unknown_profile(self, private_home: Path, key: str) -> None:
+        path = write_clouds(private_home, edge={"auth": AUTH, key: "vexxhos"})
+        said = refused(cloud="edge")
+        assert said.startswith(f"{path}:")
+        assert f"edge.{key} there is no profile vexxhos" in said
+        assert "did you mean vexxhost?" in said
+
+    def test_a_known_profile_and_one_of_our_own(self, private_home: Path) -> None:
+        write_clouds(private_home, edge={"auth": AUTH, "profile": "otc"})
+        assert opened(cloud="edge").auth_url
+        own = private_home / ".config" / "openstack" / "clouds-public.yaml"
+        own.write_text("public-clouds: {ours: {region_name: R7}}")
+        write_clouds(private_home, edge={"auth": AUTH, "profile": "ours"})
+        assert opened(cloud="edge").region == "R7"
+
+    def test_a_profile_at_a_url_that_does_not_answer(self, private_home: Path) -> None:
+        write_clouds(private_home, edge={"auth": AUTH, "profile": "http://127.0.0.1:9/"})
+        with pytest.raises(ImageServiceUnreachableError, match="the profile of cloud edge"):
+            opened(cloud="edge")
+
+
+SSO: dict[str, Any] = {
+    "auth_url": "http://127.0.0.1:9/v3",
+    "identity_provider": "idp",
+    "protocol": "openid",
+    "project_name": "demo",
+    "project_domain_id": "default",
+}
+DEVICE = {
+    **SSO,
+    "client_id": "x",
+    "client_secret": "y",
+    "discovery_endpoint": "http://127.0.0.1:9/",
+}
+
+
+class TestInteractiveLogins:
+    @pytest.mark.parametrize(
+        ("auth_type", "auth"),
+        [
+            ("v3websso", SSO),
+            ("v3oidcdeviceauthz", DEVICE),
+            (
+                "v3oidcpassword",
+                {**DEVICE, "username": "u", "password": "canary", "idp_otp_key": "otp"},
+            ),
+        ],
+    )
+    def test_without_a_terminal_they_are_refused_at_once(
+        self, private_home: Path, auth_type: str, auth: dict[str, str]
+    ) -> None:
+        write_clouds(private_home, edge={"auth_type": auth_type, "auth": auth})
+        said = refused(cloud="edge")
+        assert f"{auth_type} waits for a person" in said
+        assert "application credential" in said
+
+    def test_a_code_that_was_given_waits_for_nobody(self, private_home: Path) -> None:
+        auth = {**DEVICE, "code": "canary", "redirect_uri": "http://127.0.0.1:9/"}
+        write_clouds(private_home, edge={"auth_type": "v3oidcauthcode", "auth": auth})
+        assert opened(cloud="edge").kind == "identity"
+
+    def test_in_a_terminal_the_url_is_shown_and_the_wait_ends(self, private_home: Path) -> None:
+        auth = {**SSO, "login_timeout": 1, "redirect_port": free_port()}
+        write_clouds(private_home, edge={"auth_type": "v3websso", "auth": auth})
+        inventory = private_home / "inventory.yaml"
+        inventory.write_text(
+            "image_service: {cloud: edge}\n"
+            "aggregates: {edge: {hosts: [{name: here, transport: local}]}}\n"
+        )
+        words = ["--inventory", str(inventory), "precache", "-a", "edge", "name"]
+        ours, theirs = pty.openpty()
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "imgcache", *words],
+                stdin=theirs,
+                stderr=theirs,
+                stdout=subprocess.DEVNULL,
+                env={**os.environ, "BROWSER": "/bin/true"},
+                timeout=60,
+                check=False,
+            )
+            said = os.read(ours, 65536).decode()
+        finally:
+            os.close(ours)
+            os.close(theirs)
+        assert "To authenticate please go to: http://127.0.0.1:9/v3/auth/OS-FEDERATION/" in said
+        assert done.returncode == ExitCode.IMAGE_SERVICE, said
 
 
 class TestWhatIsRefused:

@@ -82,6 +82,37 @@ def test_what_may_not_be_cached_says_why(changes: dict[str, Any], what: str) -> 
     assert what in problem(**changes).what
 
 
+@pytest.mark.parametrize("size", [0, None])
+@pytest.mark.parametrize("disk_format", ["qcow2", None])
+def test_a_snapshot_of_a_volume_backed_server_is_told_as_such(
+    size: int | None, disk_format: str | None
+) -> None:
+    mapping = '[{"boot_index": 0, "snapshot_id": "5", "source_type": "snapshot"}]'
+    told = problem(
+        size=size,
+        disk_format=disk_format,
+        checksum=None,
+        os_hash_algo=None,
+        os_hash_value=None,
+        bdm_v2="True",
+        block_device_mapping=mapping,
+    )
+    assert told.what.startswith(
+        "image b9a1a2f0-6f39-4f0d-9b0c-0d2f0e6d5c11 is a snapshot of a server"
+    )
+    assert "Cinder" in told.what
+    assert "format" not in told.what
+    assert "upload" not in f"{told.hint}"
+    assert "0 bytes" in problem(size=0, block_device_mapping="[]").what
+
+
+def test_why_nothing_is_cached_without_a_digest() -> None:
+    told = problem(checksum=None, os_hash_algo=None, os_hash_value=None)
+    assert "registered by its location" in told.what
+    assert "would not be noticed" in told.what
+    assert "os_hash_algo rot13" in problem(os_hash_algo="rot13", checksum=None).what
+
+
 def test_what_back_ends_need_to_know_is_kept_and_nothing_else() -> None:
     found = image(
         disk_format="vmdk", container_format="ova", vmware_disktype="sparse", hw_disk_bus="ide",

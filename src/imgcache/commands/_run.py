@@ -122,6 +122,7 @@ class Call:
                         raise
                     missing = error
             sink = stack.enter_context(self.output.sink())
+            _emit_notes(service, sink)
             if missing:
                 from imgcache.events import Notice
 
@@ -137,6 +138,7 @@ class Call:
         """As ``run``, for a task that cannot do without the image service."""
         inventory = self.inventory()
         with self._image_service(inventory) as service, self.output.sink() as sink:
+            _emit_notes(service, sink)
             return task(request, inventory, service, sink)
 
     def show(self, listing: Listing, code: ExitCode) -> ExitCode:
@@ -150,6 +152,13 @@ class Call:
         called = invocation_of(self.ctx)
         options = CloudOptions(called.cloud, called.cloud_values)
         return open_image_service(inventory.image_service, options)
+
+
+def _emit_notes(service: "ImageService | None", sink: "EventSink") -> None:
+    from imgcache.events import Notice
+
+    for note in service.notes if service else ():
+        sink.emit(Notice(note, level="info"))
 
 
 def all_ids(names: Sequence[str]) -> bool:

@@ -121,16 +121,19 @@ def _size_bytes(value: Any) -> int:
 
 
 def _url(value: str) -> str:
+    if "@" in _plain_text(value):
+        # Said without the value: it may hold a password. Wherever the @ is: a password may hold a slash.
+        message = "the URL must be plain: no user, password, query or fragment"
+        raise ValueError(message)
     try:
-        parts = urlsplit(_plain_text(value))
+        parts = urlsplit(value)
         fine = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
     except ValueError:
         parts, fine = urlsplit(""), False
     if not fine or any(char.isspace() for char in value):
         message = "must be a URL such as https://glance.example.net:9292"
         raise ValueError(message)
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        # Said without the value: it may hold a password.
+    if parts.query or parts.fragment:
         message = "the URL must be plain: no user, password, query or fragment"
         raise ValueError(message)
     return value.rstrip("/")

@@ -68,6 +68,8 @@ class ImageService(ABC):
 
     #: Whether hosts can download from it by themselves; otherwise the controller pushes.
     serves_hosts: bool = False
+    #: What the operator should know about which service this is, a sentence each.
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def describe(self) -> str:

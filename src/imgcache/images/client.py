@@ -22,7 +22,7 @@ from imgcache.errors import (
     ImageServiceError,
     ImageServiceUnreachableError,
 )
-from imgcache.text import printable
+from imgcache.text import printable, without_user_info
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -239,7 +239,7 @@ def translated(label: str) -> Iterator[None]:
 
 def error_from(error: Exception, label: str) -> ImageServiceError:  # noqa: PLR0911 - a table
     """Return our error for one of keystoneauth1 or requests; the most telling type wins."""
-    text = printable(str(error), 500)
+    text = printable(without_user_info(str(error)), 500)
     match error:
         case ksa.SSLError() | requests.exceptions.SSLError():
             return ImageServiceUnreachableError(f"{label}: no trust (TLS): {text}", hint=TLS_HINT)
@@ -254,6 +254,8 @@ def error_from(error: Exception, label: str) -> ImageServiceError:  # noqa: PLR0
                 f"{label}: the catalogue has no such endpoint: {text}", hint=hint
             )
         case ksa.HttpError() if error.response is not None:
+            return error_from_answer(error.response, "Keystone")
+        case ksa.InvalidResponse() if getattr(error.response, "status_code", 0) in _REDIRECTS:
             return error_from_answer(error.response, "Keystone")
         case ksa.DiscoveryFailure():
             hint = f"check OS_AUTH_URL; when it is https: {TLS_HINT}"
@@ -273,7 +275,7 @@ def error_from_answer(answer: requests.Response, label: str) -> ImageServiceErro
     detail = answer_detail(answer)
     message = f"{label} answered {status}{f': {detail}' if detail else ''}{request_id(answer)}"
     if status in _REDIRECTS:
-        target = printable(answer.headers.get("Location", "nowhere"))
+        target = printable(without_user_info(answer.headers.get("Location", "nowhere")))
         message = (
             f"{label} redirects to {target}, which is not followed: the token is for one place only"
         )
@@ -308,4 +310,4 @@ def answer_detail(answer: requests.Response) -> str:
         message = json.loads(body)["error"]["message"]
     except (ValueError, KeyError, TypeError, RecursionError):
         message = _TAGS.sub(" ", body)
-    return printable(" ".join(str(message).split()))
+    return printable(without_user_info(" ".join(str(message).split())))

@@ -47,6 +47,8 @@ class Cloud:
     """Certificates for hosts to trust, at most ``MAX_CA_BYTES``."""
     ca_problem: str | None = None
     """Why ``ca_pem`` is None although a CA was named."""
+    notes: tuple[str, ...] = ()
+    """What the operator should know about how it was found."""
     _known: dict[str, str] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -74,7 +76,16 @@ class Cloud:
             region_name=self.region,
             skip_discovery=True,
         )
-        url = repeated(find, f"Keystone at {printable(self.auth_url or '?')}")
+        label = f"Keystone at {printable(self.auth_url or '?')}"
+        try:
+            url = repeated(find, label)
+        except ValueError as error:
+            # Said without its text, which may repeat the URL.
+            message = (
+                f"{label}: the image service's endpoint in the catalogue is no http or https URL"
+            )
+            hint = "correct the catalogue, or give endpoint: or OS_IMAGE_ENDPOINT_OVERRIDE"
+            raise ImageServiceError(message, hint=hint) from error
         if not url:
             place = f"region {self.region or 'any'}, interface {interface or self.interface}"
             message = f"Keystone's catalogue has no image service ({place})"
@@ -93,10 +104,11 @@ class Cloud:
     def describe(self) -> str:
         """Return one line that names it; asks nothing of the network."""
         url = self._known.get("") or self.override
+        region = f" (region {printable(self.region)})" if self.region else ""
         return (
-            f"Glance at {printable(url)}"
+            f"Glance at {printable(url)}{region}"
             if url
-            else f"Glance of the cloud at {printable(self.auth_url or '?')}"
+            else f"Glance of the cloud at {printable(self.auth_url or '?')}{region}"
         )
 
 
@@ -106,15 +118,21 @@ def service_root(url: str) -> str:
     Raises:
         ImageServiceError: it is no plain http or https URL.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        parts, good = urlsplit(""), False
+    if "@" in url or parts.query or parts.fragment:
+        # Said without the URL: it may hold a password.
+        place = f" at {printable(parts.hostname)}" if parts.hostname and "@" in parts.netloc else ""
+        message = f"the image service's endpoint{place} has a user, query or fragment"
+        raise ImageServiceError(message, hint="give scheme, host, port and path only")
+    if not good:
         message = f"the image service's endpoint {printable(url)} is no http or https URL"
         raise ImageServiceError(
             message, hint="correct the catalogue, endpoint: or OS_IMAGE_ENDPOINT_OVERRIDE"
         )
-    if parts.username or parts.password or parts.query or parts.fragment:
-        message = f"the image service's endpoint at {printable(parts.hostname)} has a user, query or fragment"
-        raise ImageServiceError(message, hint="give scheme, host, port and path only")
     return _VERSION.sub("", url.rstrip("/")).rstrip("/")
 
 

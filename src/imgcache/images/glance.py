@@ -69,6 +69,7 @@ class GlanceImageService(ImageService):
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._cloud = cloud
+        self.notes = cloud.notes
         self._host_endpoint = host_endpoint
         self._host_interface = host_interface
         self._page_size = page_size

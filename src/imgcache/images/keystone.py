@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import stat
+import sys
 import threading
 import warnings
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 
-import yaml
+import requests
 from keystoneauth1 import exceptions as ksa
-from keystoneauth1 import noauth, token_endpoint
+from keystoneauth1 import loading, noauth, token_endpoint
 from openstack import exceptions as sdk
 from openstack.config.loader import OpenStackConfig
 
 from imgcache.errors import ConfigError, Problem
-from imgcache.images.client import open_session
+from imgcache.images.client import error_from, open_session
 from imgcache.images.cloud import Cloud, read_ca
-from imgcache.text import printable
+from imgcache.images.cloud_files import CloudFiles, candidates, config_folders
+from imgcache.text import printable, without_user_info
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -53,6 +57,20 @@ _BESIDE_AUTH = frozenset(
         "insecure",
     }
 )
+#: Beside them, keys with these endings stand beside ``auth:``, too.
+_BESIDE_ENDINGS = (
+    "_api_version",
+    "_endpoint_override",
+    "_interface",
+    "_region_name",
+    "_service_type",
+)
+_BESIDE_MORE = frozenset({"cloud", "profile", "regions", "verify"})
+#: What the key of a URL ends with; the values of others may hold an ``@`` and mean nothing by it.
+_URL_ENDINGS = ("url", "uri", "endpoint", "endpoint_override")
+#: Older keystoneauth does not mark them.
+_INTERACTIVE = frozenset({"v3oidcdeviceauthz", "v3websso"})
+_WRONG = "the image service's configuration is wrong"
 _quiet_lock = threading.Lock()
 
 
@@ -72,6 +90,7 @@ def open_cloud(settings: ImageServiceSettings, options: CloudOptions) -> Cloud:
         return _plugin(_load(loader, name, wanted), name)
 
     auth = _plugin(region, name)
+    _check_interactive(auth, region.config, name)
     insecure, verify, cert = _tls(config, name)
     override = wanted.get("image_endpoint_override") or settings.endpoint or _override(config)
     ca_pem, ca_problem = read_ca(verify) if isinstance(verify, str) else (None, None)
@@ -86,6 +105,19 @@ def open_cloud(settings: ImageServiceSettings, options: CloudOptions) -> Cloud:
         insecure=insecure,
         ca_pem=ca_pem,
         ca_problem=ca_problem,
+        notes=_region_notes(loader.files, options),
+    )
+
+
+def _region_notes(files: CloudFiles | None, options: CloudOptions) -> tuple[str, ...]:
+    """Say which region is used when that was not chosen."""
+    regions = files.regions() if files and not options.values.get("region_name") else ()
+    if len(regions) < 2:
+        return ()
+    names = ", ".join(printable(region) for region in regions)
+    return (
+        f"the region is {printable(regions[0])}, the first of {names} in clouds.yaml; "
+        "--os-region-name names another",
     )
 
 
@@ -124,106 +156,107 @@ def _wanted(
 
 
 def _config_error(name: str | None, what: str, hint: str | None = None) -> ConfigError:
-    where = f"cloud {printable(name)}" if name else "the OS_* variables and --os-* options"
-    message = "the image service's configuration is wrong"
-    return ConfigError(message, [Problem(where, what, hint)])
+    return ConfigError(_WRONG, [Problem(_where(name), what, hint)])
 
 
-# ---------------------------------------------------------------------------------------------- files
+def _where(name: str | None) -> str:
+    return f"cloud {printable(name)}" if name else "the OS_* variables and --os-* options"
 
 
-def config_folders() -> tuple[Path, ...]:
-    """Return where clouds.yaml is looked for: never the working directory, unlike openstacksdk."""
-    home = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
-    folders = (home / "openstack", Path("~/.config/openstack").expanduser(), Path("/etc/openstack"))
-    return tuple(dict.fromkeys(folders))
-
-
-def _files(stem: str) -> list[str]:
-    return [
-        str(folder / f"{stem}.{end}")
-        for folder in config_folders()
-        for end in ("yaml", "yml", "json")
-    ]
+# --------------------------------------------------------------------------------------------- loading
 
 
 class _Loader(OpenStackConfig):
     """openstacksdk's loader; adds what the given credentials mean, and refuses what cannot work."""
 
     name: str | None = None
+    files: CloudFiles | None = None
 
     def auth_config_hook(self, config: dict[str, Any]) -> dict[str, Any]:
         """See ``OpenStackConfig``: called with everything merged, before the plugin is made."""
         config["auth_type"] = _auth_type(config)
         _check(config, self.name)
+        problems = [*self._url_problems(config), *self._key_problems(config)]
+        if problems:
+            raise ConfigError(_WRONG, problems)
         return config
+
+    def place(self, *keys: str) -> str:
+        """Return where a setting stands; where no file has it, its name."""
+        at = self.files.place(*keys) if self.files else None
+        return at or f"{_where(self.name)}: {printable(keys[-1])}"
+
+    def _url_problems(self, config: Mapping[str, Any]) -> Iterator[Problem]:
+        """Find URLs with a user or password, whose values are not repeated."""
+        auth: Mapping[str, Any] = config.get("auth", {})
+        settings = [((key,), value) for key, value in config.items()]
+        for keys, value in settings + [(("auth", key), value) for key, value in auth.items()]:
+            if value and keys[-1].endswith(_URL_ENDINGS):
+                if "@" in str(value):
+                    hint = "give the user and password as settings of their own"
+                    yield Problem(self.place(*keys), "holds a user or password", hint)
+                elif keys[-1] == "auth_url" and not _is_http(str(value)):
+                    what = f"{printable(str(value))} is no http or https URL"
+                    yield Problem(self.place(*keys), what)
+
+    def _key_problems(self, config: dict[str, Any]) -> Iterator[Problem]:
+        """Find keys of ``auth:`` that the auth type does not take; those of the environment are dropped."""
+        known = _options(config["auth_type"])
+        for key in sorted(set(config["auth"]) - known) if known else ():
+            place = self.files.place("auth", key) if self.files else None
+            if place is None:
+                del config["auth"][key]
+                continue
+            if key in _BESIDE_AUTH | _BESIDE_MORE or key.endswith(_BESIDE_ENDINGS):
+                yield Problem(place, "does not belong into auth:", f"write {key}: beside auth:")
+                continue
+            near = get_close_matches(key, known, n=1)
+            what = f"the auth type {printable(config['auth_type'])} has no such option"
+            takes = f"it takes {', '.join(sorted(known))}"
+            yield Problem(place, what, f"did you mean {near[0]}?" if near else takes)
+
+
+def _options(auth_type: str) -> frozenset[str]:
+    """Return the options that an auth type takes in ``auth:``, old names too; empty: not known.
+
+    Those of v3multifactor depend on its methods.
+    """
+    if auth_type == "v3multifactor":
+        return frozenset()
+    kind = {"None": "none", "token_endpoint": "admin_token"}.get(auth_type, auth_type)
+    options = loading.get_plugin_loader(kind).get_options()
+    names = [
+        name
+        for option in options
+        for name in (option.dest, option.name, *(old.name for old in option.deprecated))
+    ]
+    return frozenset(name.replace("-", "_") for name in names)
+
+
+def _is_http(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _loader(name: str | None) -> _Loader:
-    if name:
-        _check_files()
+    files = CloudFiles(name) if name else None
     try:
         with _quiet():
             loader = _Loader(
                 # without a name no entry may be picked just because it is the only one
                 load_yaml_config=bool(name),
-                config_files=_files("clouds"),
-                secure_files=_files("secure"),
-                vendor_files=_files("clouds-public"),
+                config_files=candidates("clouds"),
+                secure_files=candidates("secure"),
+                vendor_files=candidates("clouds-public"),
                 app_name="imgcache",
             )
     except (sdk.ConfigException, OSError, ValueError, TypeError, AttributeError) as error:
-        raise _config_error(name, printable(str(error))) from error
-    loader.name = name
+        raise _config_error(name, printable(without_user_info(str(error)))) from error
+    loader.name, loader.files = name, files
     return loader
-
-
-def _check_files() -> None:
-    """Refuse a named file that is missing, and files that are damaged or that others can write.
-
-    The loader itself passes over damaged files, and would then say that there is no such cloud.
-    """
-    problems: list[Problem] = []
-    for variable, stem in (
-        ("OS_CLIENT_CONFIG_FILE", "clouds"),
-        ("OS_CLIENT_SECURE_FILE", "secure"),
-    ):
-        named = os.environ.get(variable)
-        if named and not Path(named).exists():
-            problems.append(Problem(named, f"there is no such file, but {variable} names it"))
-        paths = [Path(path) for path in ([named] if named else []) + _files(stem)]
-        problem = next((_file_problem(path) for path in paths if path.exists()), None)
-        if problem:
-            problems.append(problem)
-    if problems:
-        message = "the cloud configuration cannot be used"
-        raise ConfigError(message, problems)
-
-
-def _file_problem(path: Path) -> Problem | None:
-    try:
-        status = path.stat()
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        return Problem(str(path), f"cannot be read: {printable(str(error))}")
-    foreign = os.geteuid() != 0 and status.st_uid not in {0, os.geteuid()}
-    if foreign or status.st_mode & stat.S_IWOTH:
-        return Problem(
-            str(path), "others can write it, and so say where passwords are sent", "chmod go-w"
-        )
-    try:
-        content = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        return Problem(f"{path}{place}", f"is not valid YAML: {printable(error.problem or '')}")
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        return Problem(str(path), f"is not valid YAML: {type(error).__name__}")
-    return (
-        None
-        if isinstance(content, dict)
-        else Problem(str(path), "must be a mapping with the key clouds")
-    )
 
 
 # --------------------------------------------------------------------------------------------- merging
@@ -246,16 +279,63 @@ def _load(loader: _Loader, name: str | None, wanted: Mapping[str, Any]) -> Cloud
         what = f"is incomplete: {missing} missing"
         raise _config_error(name, what, "set it in clouds.yaml or as OS_*") from error
     except ksa.AuthPluginException as error:
-        raise _config_error(name, printable(str(error)), "check auth_type and auth") from error
+        what = printable(without_user_info(str(error)))
+        raise _config_error(name, what, "check auth_type and auth") from error
     except sdk.ConfigException as error:
-        hint = None
-        if name and name not in loader.get_cloud_names():
-            known = (
-                ", ".join(printable(word) for word in sorted(loader.get_cloud_names())) or "none"
-            )
+        what, hint = printable(without_user_info(str(error))), None
+        known = [str(word) for word in loader.get_cloud_names()]
+        if name and name not in known:
+            names = ", ".join(printable(word) for word in sorted(known)) or "none"
             places = ", ".join(str(folder) for folder in config_folders())
-            hint = f"known are: {known}; looked in {places} and OS_CLIENT_CONFIG_FILE"
-        raise _config_error(name, printable(str(error)), hint) from error
+            hint = f"known are: {names}; looked in {places} and OS_CLIENT_CONFIG_FILE"
+        raise _config_error(name, what, hint) from error
+    except requests.RequestException as error:
+        raise error_from(error, f"the profile of {_where(name)}") from error
+    except ImportError as error:
+        what = f"needs a Python package that is not there: {' '.join(str(error).split())}"
+        hint = "install it beside imgcache, or use another auth_type, an application credential say"
+        problem = Problem(loader.place("auth_type"), printable(what), hint)
+        raise ConfigError(_WRONG, [problem]) from error
+    except (TypeError, AttributeError, ValueError, LookupError) as error:
+        # Said without its text: it may be a piece of any value, a password too.
+        what = f"openstacksdk cannot use it ({type(error).__name__})"
+        hint = "is each value of the right kind, and each { and } in a value written twice?"
+        raise _config_error(name, what, hint) from error
+
+
+def _check_interactive(auth: BaseAuthPlugin, config: Mapping[str, Any], name: str | None) -> None:
+    """Refuse a login that waits for a person where there is none; else show what it asks for.
+
+    Source: keystoneauth1 ``identity/v3/{websso,oidc}.py``: they log where to go, and have deadlines.
+    """
+    interactive = (
+        getattr(auth, "interactive_unscoped_auth", False)
+        or config.get("auth_type") in _INTERACTIVE
+        or getattr(auth, "idp_otp_key", None)
+    )
+    # the code that v3oidcauthcode takes is a setting like others
+    if not interactive or getattr(auth, "code", None):
+        return
+    if not (sys.stdin and sys.stdin.isatty() and sys.stderr and sys.stderr.isatty()):
+        what = f"auth_type {printable(str(config.get('auth_type')))} waits for a person to log in"
+        hint = (
+            "run it in a terminal, or use an application credential (openstack application credential "
+            "create), or a token (openstack token issue) as OS_TOKEN with OS_AUTH_TYPE=v3token"
+        )
+        raise _config_error(name, f"{what}, and there is no terminal", hint)
+    log = logging.getLogger("keystoneauth.identity.v3")
+    if not log.handlers:
+        log.addHandler(_Shown())
+
+
+class _Shown(logging.Handler):
+    """Shows a library's messages on standard error, as one safe line each."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See ``logging.Handler``."""
+        text = printable(without_user_info(record.getMessage()), 2000)
+        sys.stderr.write(f"imgcache: {text}\n")
+        sys.stderr.flush()
 
 
 def _auth_type(config: Mapping[str, Any]) -> str:

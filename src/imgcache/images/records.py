@@ -56,11 +56,10 @@ def image_from_record(where: str, record: Mapping[str, Any]) -> Image | Problem:
 
     ``where`` is the image as the user named it. Whether it can be read is not known from a record.
     """
-    faults = [*_state_faults(record), *_content_faults(record)]
+    faults = _faults(record)
     digest = _digest(record)
     if digest is None and not faults:
-        fault = "has no digest that can be checked"
-        faults.append((fault, "upload it again, so that Glance computes os_hash_value"))
+        faults.append(_digest_fault(record))
     image_id, size = record.get("id"), record.get("size")
     if not isinstance(image_id, str) or not is_image_id(image_id):
         faults.append(("has an id that is no UUID", None))
@@ -95,6 +94,36 @@ def _text(record: Mapping[str, Any], key: str) -> str:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _faults(record: Mapping[str, Any]) -> list[tuple[str, str | None]]:
+    if _is_volume_snapshot(record):
+        what = (
+            "is a snapshot of a server that runs on volumes: its data are in Cinder, not in Glance"
+        )
+        return [(what, "leave it out: Nova boots it from a volume, and no host caches it")]
+    return [*_state_faults(record), *_content_faults(record)]
+
+
+def _is_volume_snapshot(record: Mapping[str, Any]) -> bool:
+    """Whether an image names volumes instead of having data.
+
+    Source: nova ``compute/api.py`` (``snapshot_volume_backed``): an image of size 0 with the property
+    ``block_device_mapping``, a list, which Glance keeps as JSON text.
+    """
+    mapping = record.get("block_device_mapping")
+    named = mapping not in (None, "", [], "[]")
+    return named and _text(record, "status") == "active" and record.get("size") in (0, None)
+
+
+def _digest_fault(record: Mapping[str, Any]) -> tuple[str, str | None]:
+    """Return why it is refused: only a digest shows that bytes are wrong or cut off."""
+    algo = _text(record, "os_hash_algo")
+    hint = "upload its data again (openstack image create --file), so that Glance computes os_hash_value"
+    if algo or _text(record, "checksum"):
+        return f"has no digest that can be checked (os_hash_algo {printable(algo or 'none')})", hint
+    what = "has no digest (it was registered by its location): wrong or missing bytes would not be noticed"
+    return what, hint
 
 
 def _state_faults(record: Mapping[str, Any]) -> list[tuple[str, str | None]]:

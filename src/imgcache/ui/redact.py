@@ -10,6 +10,8 @@ import os
 import re
 from typing import TYPE_CHECKING
 
+from imgcache.text import without_user_info
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -34,7 +36,6 @@ _PATTERNS = (
         ),
         r"\1<secret>",
     ),
-    (re.compile(r"(://)[^/\s@]+@"), r"\1<secret>@"),
 )
 
 
@@ -46,4 +47,4 @@ def redact(text: str, environ: Mapping[str, str] = os.environ) -> str:
             text = text.replace(value, "<secret>")
     for pattern, replacement in _PATTERNS:
         text = pattern.sub(replacement, text)
-    return text
+    return without_user_info(text)
