@@ -31,7 +31,8 @@ conf.register_opts(
     ],
     group="image_cache",
 )  # fmt: skip
-conf.register_opts([cfg.StrOpt("images_type", default="default")], group="libvirt")
+kinds = ["raw", "flat", "qcow2", "lvm", "rbd", "ploop", "default"]
+conf.register_opts([cfg.StrOpt("images_type", default="default", choices=kinds)], group="libvirt")
 
 found = {}
 try:

@@ -36,14 +36,100 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "nova.conf"
 
 
-def test_defaults_without_any_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(conf, "find_files", lambda: [])
-    values, origins = conf.effective(dict.fromkeys((*WANTED, "nova_conf")))
+def test_defaults_where_a_file_says_nothing(file: Path) -> None:
+    file.write_text("")
+    values, origins = read(file)
     assert values == {
         "instances_path": "/var/lib/nova/instances", "cache_subdirectory": "_base",
         "force_raw_images": True, "images_type": "qcow2",
     }  # fmt: skip
     assert set(origins.values()) == {"default"}
+
+
+class TestNoFileAtAll:
+    """Nova's defaults are no answer: the host may use rbd, and a cached file would harm it."""
+
+    def refused(self, **given: Any) -> str:
+        with pytest.raises(Failure) as caught:
+            conf.effective({**dict.fromkeys((*WANTED, "nova_conf")), **given})
+        assert caught.value.code == "config"
+        return str(caught.value)
+
+    @pytest.fixture(autouse=True)
+    def empty(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        if conf.find_files():
+            pytest.skip("this machine has a nova.conf")
+
+    @pytest.mark.parametrize("given", [{}, {"instances_path": "/i"}, {"images_type": "qcow2"}])
+    def test_is_refused(self, given: dict[str, str]) -> None:
+        said = self.refused(**given)
+        assert "there is no nova.conf in " in said
+        assert "/etc/nova" in said
+        assert "give nova_conf" in said
+
+    def test_what_the_inventory_gives_is_enough(self) -> None:
+        given = {"instances_path": "/i", "images_type": "qcow2"}
+        values, origins = conf.effective({**dict.fromkeys((*WANTED, "nova_conf")), **given})
+        assert values["cache_subdirectory"] == "_base"
+        assert origins["force_raw_images"] == "default"
+
+    def test_a_folder_without_files(self, tmp_path: Path) -> None:
+        assert str(tmp_path) in self.refused(nova_conf=[str(tmp_path)])
+
+    @pytest.mark.parametrize(
+        "place",
+        [
+            "var/lib/config-data/puppet-generated/nova_libvirt/etc/nova/nova.conf",
+            "var/lib/config-data/nova_compute/etc/nova/nova.conf",
+            "var/lib/openstack/config/nova/01-nova.conf",
+            "etc/kolla/nova-compute/nova.conf",
+        ],
+    )
+    def test_where_a_container_has_its_own_is_named(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+    ) -> None:
+        path = tmp_path / place
+        path.parent.mkdir(parents=True)
+        path.write_text("[libvirt]\nimages_type = rbd\n")
+        places = [f"{tmp_path}{pattern}" for pattern in conf._CONTAINER_FILES]
+        monkeypatch.setattr(conf, "_CONTAINER_FILES", places)
+        said = self.refused()
+        assert "container" in said
+        named = said.partition("nova_conf: ")[2].split(" ", 1)[0]
+        assert str(path).startswith(named)
+        assert read(Path(named))[0]["images_type"] == "rbd"
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+    def test_a_folder_that_may_not_be_searched_is_named(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        hidden = tmp_path / "nova"
+        hidden.mkdir(mode=0o700)
+        (hidden / "nova.conf").write_text("[libvirt]\nimages_type = rbd\n")
+        for folder in (tmp_path, *tmp_path.parents[:2]):
+            folder.chmod(0o755)
+        monkeypatch.setattr(conf, "_folders", lambda: (str(hidden),))
+        os.seteuid(65534)
+        try:
+            said = self.refused()
+        finally:
+            os.seteuid(0)
+        assert f"may not look into {hidden}" in said
+
+
+@pytest.mark.parametrize("value", ["RBD", "", "rbd  # ceph", "ceph", "Default", '""', "rbd\n  x"])
+def test_an_images_type_that_nova_does_not_know(file: Path, value: str) -> None:
+    file.write_text(f"[libvirt]\nimages_type = {value}\n")
+    with pytest.raises(Failure, match="images_type must be one of") as caught:
+        read(file)
+    assert caught.value.code == "config"
+    assert str(file) in caught.value.message
+
+
+@pytest.mark.parametrize("value", ["rbd ", '"rbd"', "'rbd'"])
+def test_an_images_type_in_quotes(file: Path, value: str) -> None:
+    file.write_text(f"[libvirt]\nimages_type = {value}\n")
+    assert read(file)[0]["images_type"] == "rbd"
 
 
 def test_the_inventory_wins_and_then_no_file_is_opened(tmp_path: Path) -> None:
@@ -152,6 +238,13 @@ CASES = [
     "[DEFAULT]\ninstances_path = $state_path\nstate_path = $nothing\n",
     "[DEFAULT]\ninstances_path = a=b:c\n",
     "[DEFAULT]\nforce_raw_images = ' true '\n",
+    "[libvirt]\nimages_type = RBD\n",
+    "[libvirt]\nimages_type =\n",
+    "[libvirt]\nimages_type = rbd  # ceph\n",
+    "[libvirt]\nimages_type = ceph\n",
+    "[libvirt]\nimages_type = ''\n",
+    "[libvirt]\nimages_type = 'rbd'\n",
+    "[libvirt]\nimages_type = rbd\n  x\n",
 ]
 
 

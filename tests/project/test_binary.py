@@ -78,7 +78,7 @@ def test_whole_job_over_ssh_with_no_python_on_the_path(
             "aggregates:\n"
             "  edge-1:\n"
             f"    hosts: [{{name: edge1-01, address: 127.0.0.1, port: {server.port},"
-            f" instances_path: {json.dumps(str(instances))}}}]\n"
+            f" images_type: qcow2, instances_path: {json.dumps(str(instances))}}}]\n"
         )
         # The host that we log in to plays the operator's machine too: no Python is on its PATH.
         command = (

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 
 def settings_of(folder: Path) -> dict[str, object]:
-    names = ("cache_subdirectory", "force_raw_images", "images_type", "nova_conf")
-    return dict.fromkeys(names) | {"instances_path": str(folder)}
+    names = ("cache_subdirectory", "force_raw_images", "nova_conf")
+    return dict.fromkeys(names) | {"instances_path": str(folder), "images_type": "qcow2"}
 
 
 async def look(transport: Transport, host: Host, folder: Path) -> list[str]:

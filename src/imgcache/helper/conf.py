@@ -36,6 +36,18 @@ _BOOLEANS = {
     "off": False,
     "no": False,
 }
+#: What Nova takes; anything else ends nova-compute at its start. Source: nova ``conf/libvirt.py``.
+_IMAGES_TYPES = ("raw", "flat", "qcow2", "lvm", "rbd", "ploop", "default")
+#: Where deployments that run Nova in a container keep its files on the host.
+#: Source: TripleO and EDPM, kolla-ansible, Sunbeam's snap.
+_CONTAINER_FILES = (
+    "/var/lib/config-data/puppet-generated/nova_libvirt/etc/nova/nova.conf",
+    "/var/lib/config-data/*/etc/nova/nova.conf",
+    "/var/lib/config-data/*/*/etc/nova/nova.conf",
+    "/var/lib/openstack/config/nova",
+    "/etc/kolla/nova-compute/nova.conf",
+    "/var/snap/openstack-hypervisor/common/etc/nova/nova.conf",
+)
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.")
 
 
@@ -45,16 +57,47 @@ _FOREIGN = {}  # type: dict[str, int]
 
 def find_files():
     """Return the paths that nova-compute reads when its command line names none; later ones win."""
-    home = os.path.expanduser("~nova")
-    if home.startswith("~"):
-        home = os.path.expanduser("~")
-    folders = (os.path.join(home, ".nova"), home, "/etc/nova", "/etc")
     found = []
     for extension in (".conf", ".conf.d"):
         for program in ("nova", "nova-compute"):
-            paths = [os.path.join(folder, program + extension) for folder in folders]
+            paths = [os.path.join(folder, program + extension) for folder in _folders()]
             found.extend([path for path in paths if os.path.exists(path)][:1])
     return found
+
+
+def _folders():
+    home = os.path.expanduser("~nova")
+    if home.startswith("~"):
+        home = os.path.expanduser("~")
+    return (os.path.join(home, ".nova"), home, "/etc/nova", "/etc")
+
+
+def _no_files(named):
+    """Return the failure of a host that shows no nova.conf: Nova's defaults say nothing about it then."""
+    import glob  # noqa: PLC0415 - only when something is wrong
+
+    if named:
+        what = "nova_conf names no file that is there (%s)" % " ".join(named)[:300]
+    else:
+        what = "there is no nova.conf in %s" % ", ".join(_folders())
+        hidden = [
+            path
+            for path in _folders()
+            if os.path.isdir(path) and not os.access(path, os.X_OK, effective_ids=True)
+        ]
+        if hidden:
+            what += " (user %s may not look into %s)" % (user_name(), ", ".join(hidden))
+    found = [path for pattern in _CONTAINER_FILES for path in glob.glob(pattern)]
+    if found:
+        advice = (
+            "Nova seems to run in a container: give nova_conf: %s in the inventory" % found[0][:300]
+        )
+    else:
+        advice = "give nova_conf, or instances_path and images_type, in the inventory"
+    message = (
+        "%s, so where Nova keeps images, and whether it uses them (images_type), is not known; %s"
+    )
+    return Failure("config", message % (what, advice))
 
 
 def expand(paths):
@@ -232,10 +275,16 @@ def effective(settings):
     conf = None
     if missing or values["images_type"] == "default":
         conf = Conf(settings.get("nova_conf") or find_files())
+    if not (conf is None or conf.files) and {"instances_path", "images_type"}.intersection(missing):
+        raise _no_files(settings.get("nova_conf"))
     for name in missing:
         values[name], origins[name] = conf.get(name)
         if name == "force_raw_images":
             values[name] = _boolean(name, values[name], origins[name])
+    if values["images_type"] not in _IMAGES_TYPES:
+        message = "%s: images_type must be one of %s, not %r; nova-compute would refuse it too"
+        shown = origins["images_type"], ", ".join(_IMAGES_TYPES), values["images_type"][:60]
+        raise Failure("config", message % shown, path=origins["images_type"])
     if values["images_type"] == "default":
         value, origin = conf.get("use_cow_images")
         values["images_type"] = "qcow2" if _boolean("use_cow_images", value, origin) else "flat"
