@@ -17,6 +17,7 @@ import pytest
 
 from helper.controller import PUSH, Controller, Frame, base_name, image_of
 from helper.life.tree import LIFE
+from servers.vhd_files import vhdx_with_pending_log
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -347,19 +348,138 @@ def test_the_reserve_stays_free(instances: Path) -> None:
     assert fetched(instances, IMAGE, DATA, reserve=None)["state"] == "cached"
 
 
+def made_by_qemu(tmp_path: Path, data: bytes, *options: str) -> bytes:
+    """Return a qcow2 with this content."""
+    plain, made = tmp_path / "plain", tmp_path / "made.qcow2"
+    plain.write_bytes(data)
+    command = ["qemu-img", "convert", *options, "-f", "raw", "-O", "qcow2", str(plain), str(made)]
+    subprocess.run(command, check=True)
+    return made.read_bytes()
+
+
 @pytest.mark.row("H5")
 @pytest.mark.qemu
 def test_room_for_the_converted_form_is_needed_as_well(instances: Path, tmp_path: Path) -> None:
-    made = tmp_path / "made"
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", made, "64M"], check=True)
-    data = made.read_bytes()
+    plain = b"imgcache" * (64 << 17)
+    data = made_by_qemu(tmp_path, plain, "-c")
+    assert len(data) < 2 << 20
     with Tmpfs(instances, "size=8m"):
         for virtual_size in (64 << 20, None):  # known before, or only from the header
             image = image_of(data, "qcow2", virtual_size=virtual_size)
             answer = fetched(instances, image, data)
             assert answer["code"] == "space"
             assert answer["fields"]["need"] >= 64 << 20
+            assert "its virtual size" in answer["message"]
             assert os.listdir(instances / "_base/.imgcache") == []
+
+
+@pytest.mark.row("H5")
+@pytest.mark.qemu
+@pytest.mark.parametrize("disk_format", ["qcow2", "vmdk", "vdi", "vhdx"])
+def test_a_large_virtual_size_with_few_bytes_needs_few(
+    instances: Path, tmp_path: Path, disk_format: str
+) -> None:
+    """As ``qemu-img create -f qcow2 x 100G`` makes it (OpenNebula #2974, CDI #1509)."""
+    made = tmp_path / "made"
+    subprocess.run(["qemu-img", "create", "-q", "-f", disk_format, made, "4G"], check=True)
+    command = ["qemu-io", "-f", disk_format, "-c", "write -P 7 2G 1M", str(made)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    data = made.read_bytes()
+    assert len(data) < 32 << 20
+    with Tmpfs(instances, "size=96m"):
+        image = image_of(data, disk_format, virtual_size=4 << 30)
+        answer = fetched(instances, image, data)
+        assert answer.get("state") == "cached", answer
+        final = instances / "_base" / base_name(image["id"])
+        assert final.stat().st_size == 4 << 30
+        assert final.stat().st_blocks * 512 < 4 << 20
+
+
+@pytest.mark.row("H5")
+@pytest.mark.qemu
+def test_which_number_was_taken_is_said(instances: Path, tmp_path: Path) -> None:
+    data = made_by_qemu(tmp_path, b"imgcache" * (24 << 17) + bytes(40 << 20), "-c")
+    with Tmpfs(instances, "size=16m"):
+        answer = fetched(instances, image_of(data, "qcow2", virtual_size=64 << 20), data)
+        assert answer["code"] == "space"
+        assert 24 << 20 <= answer["fields"]["need"] < 26 << 20
+        assert f"(its data, to convert it; its virtual size is {64 << 20})" in answer["message"]
+
+
+@pytest.mark.row("H5")
+@pytest.mark.qemu
+def test_a_qemu_img_that_cannot_measure(instances: Path, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", made, "64M"], check=True)
+    fake = tmp_path / "bin" / "qemu-img"
+    fake.parent.mkdir()
+    fake.write_text(
+        '#!/bin/sh\n[ "$1" = measure ] && exec sh -c "echo Command not found: measure >&2; exit 1"\n'
+        f'exec {shutil.which("qemu-img")} "$@"\n'
+    )
+    fake.chmod(0o755)
+    data = made.read_bytes()
+    with (
+        Tmpfs(instances, "size=8m"),
+        Controller(env={"PATH": f"{fake.parent}:{os.environ['PATH']}"}) as helper,
+    ):
+        helper.open(instances)
+        fetch = helper.fetch(image_of(data, "qcow2"), PUSH)
+        helper.push_when_ready(fetch, data)
+        answer = helper.error(fetch)
+        assert (answer["code"], answer["fields"]["need"]) == ("space", 64 << 20)
+
+
+@pytest.mark.row("H6")
+@pytest.mark.qemu
+def test_a_conversion_that_eats_up_the_reserve_is_stopped(instances: Path, tmp_path: Path) -> None:
+    data = made_by_qemu(tmp_path, os.urandom(4 << 20))
+    fake = tmp_path / "bin" / "qemu-img"
+    fake.parent.mkdir()
+    # Another program fills the disk meanwhile, and the conversion itself goes on for long.
+    fake.write_text(
+        '#!/bin/sh\nif [ "$1" = convert ]; then\n'
+        f"for n in 1 2 3 4 5; do head -c 4M /dev/zero >{instances}/other$n; done; sleep 60; fi\n"
+        f'exec {shutil.which("qemu-img")} "$@"\n'
+    )
+    fake.chmod(0o755)
+    with (
+        Tmpfs(instances, "size=32m"),
+        Controller(env={"PATH": f"{fake.parent}:{os.environ['PATH']}"}) as helper,
+    ):
+        helper.open(instances)
+        fetch = helper.fetch(image_of(data, "qcow2"), PUSH, reserve=22 << 20)
+        helper.push_when_ready(fetch, data)
+        answer = helper.error(fetch)
+        assert answer["code"] == "space"
+        assert "of a reserve of" in answer["message"]
+        assert os.listdir(instances / "_base/.imgcache") == []
+
+
+@pytest.mark.qemu
+def test_a_disk_of_no_bytes_is_told_as_empty(instances: Path, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", made, "0"], check=True)
+    data = made.read_bytes()
+    answer = fetched(instances, image_of(data, "qcow2"), data)
+    assert answer["code"] == "size"
+    assert answer["message"] == "the disk in it is empty: its virtual size is 0"
+
+
+@pytest.mark.qemu
+def test_all_that_qemu_img_says_is_the_reason_without_our_path(
+    instances: Path, tmp_path: Path
+) -> None:
+    """A VHDX with a log to replay: qemu-img's last line is but a command, with our staging file."""
+    made = tmp_path / "made"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "vhdx", made, "8M"], check=True)
+    data = vhdx_with_pending_log(made.read_bytes())
+    answer = fetched(instances, image_of(data, "vhdx"), data)
+    assert answer["code"] == "qemu"
+    assert "contains a log that needs to be replayed" in answer["message"]
+    assert ".staging" not in answer["message"]
+    assert str(instances) not in answer["message"]
+    assert len(answer["message"]) < 700
 
 
 @pytest.mark.row("H6")

@@ -67,3 +67,36 @@ def vhdx_with_log(vhdx: bytes) -> bytes:
     data = bytearray(vhdx)
     data[(64 << 10) + 48 : (64 << 10) + 64] = bytes(range(16))
     return bytes(data)
+
+
+def vhdx_with_pending_log(vhdx: bytes) -> bytes:
+    """Return a VHDX with a log entry, of no changes, that a writer has to replay before anybody reads.
+
+    Source: [MS-VHDX] 2.2.2 and 2.3.1; qemu ``block/vhdx-log.c`` (``vhdx_parse_log``).
+    """
+    data = bytearray(vhdx)
+    guid = bytes(range(1, 17))
+    for at in (64 << 10, 128 << 10):
+        head = data[at : at + 4096]
+        if head[:4] != b"head":
+            continue
+        head[48:64] = guid
+        length, log_at = struct.unpack("<IQ", head[68:80])
+        data[at : at + 4096] = _with_checksum(head)
+        entry = struct.pack("<4sIIIQII", b"loge", 0, 4096, 0, 1, 0, 0) + guid
+        entry += struct.pack("<QQ", len(data), len(data))
+        data[log_at : log_at + 4096] = _with_checksum(bytearray(entry.ljust(4096, b"\0")))
+        assert length >= 4096
+    return bytes(data)
+
+
+def _with_checksum(block: bytearray) -> bytearray:
+    """Return a block whose second word is its CRC-32C."""
+    block[4:8] = bytes(4)
+    value = 0xFFFFFFFF
+    for byte in block:
+        value ^= byte
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+    block[4:8] = struct.pack("<I", value ^ 0xFFFFFFFF)
+    return block

@@ -332,8 +332,11 @@ def _report_dry_run(context: HostContext, absent: Sequence[Image], facts: CacheF
 
 
 def room_needed(image: Image, *, force_raw_images: bool) -> tuple[int, int]:
-    """Return the bytes that the final may take, and those that original and final may take together."""
+    """Return the bytes that the final takes at least, and those of original and final together.
+
+    How much data a converted image has shows when it is there; most of a virtual size may be holes.
+    """
     if not force_raw_images or image.disk_format in RAW_DISK_FORMATS:
         return image.size_bytes, image.size_bytes
-    final = image.virtual_size_bytes or image.size_bytes
+    final = min(image.virtual_size_bytes or image.size_bytes, image.size_bytes)
     return final, image.size_bytes + final

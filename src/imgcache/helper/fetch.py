@@ -48,8 +48,7 @@ class Fetch:
             if found:
                 return found
             original = self.stagings[0]
-            missing = self.size - original.taken_bytes
-            self.check_space(missing + self.converted_size(self.image["virtual_size"]))
+            self.check_space_before(self.size - original.taken_bytes)
             self.bring(original)
             virtual_size = self.judge(original)
             final, stored_format = original, self.image["disk_format"]
@@ -91,10 +90,6 @@ class Fetch:
             self.cache.values["force_raw_images"]
             and self.image["disk_format"] not in formats.RAW_FAMILY
         )
-
-    def converted_size(self, virtual_size):
-        """Return how much room the converted file may need; the image's size when nothing better is known."""
-        return (virtual_size or self.size) if self.converts() else 0
 
     def existing(self):
         """Return the answer for a final that is there already, renewed; else None."""
@@ -142,23 +137,39 @@ class Fetch:
             if found:
                 return found
 
-    def check_space(self, need):
-        """Refuse what would not leave the reserve free."""
+    def check_space_before(self, missing):
+        """Refuse what cannot fit; how much data a conversion unpacks is not known before it is here."""
+        converted = (
+            min(self.size, self.image["virtual_size"] or self.size) if self.converts() else 0
+        )
+        counted = "%d to fetch" % missing
+        if converted:
+            counted += " and at least %d to convert it" % converted
+        self.check_space(missing + converted, counted)
+
+    def check_space(self, need, counted):
+        """Refuse what would not leave the reserve free; ``counted`` says what the number is made of."""
         room = os.fstatvfs(self.cache.own_fd)
         have = room.f_bavail * room.f_frsize
-        reserve = self.limits["reserve"]
-        if reserve is None:
-            reserve = max(room.f_blocks * room.f_frsize // 20, _RESERVE_BYTES)
+        reserve = self.reserve(room)
         if need + reserve > have:
-            message = "%d bytes are needed in %s, beside a reserve of %d; %d are free" % (
+            message = "%d bytes are needed in %s (%s), beside a reserve of %d; %d are free" % (
                 need,
                 self.cache.path,
+                counted,
                 reserve,
                 have,
             )
             raise Failure("space", message, need=need, have=have, reserve=reserve)
         if room.f_files and room.f_favail < 4:
             raise Failure("inodes", "no inodes are left in " + self.cache.path)
+
+    def reserve(self, room):
+        """Return how many bytes must remain free; ``room`` is the file system's statvfs result."""
+        reserve = self.limits["reserve"]
+        return (
+            max(room.f_blocks * room.f_frsize // 20, _RESERVE_BYTES) if reserve is None else reserve
+        )
 
     # ---- the bytes
 
@@ -190,24 +201,30 @@ class Fetch:
         return virtual_size
 
     def check_virtual_size(self, virtual_size):
-        """Refuse a disk beyond the operator's limit."""
+        """Refuse a disk beyond the operator's limit, and one that is empty."""
         limit = self.limits["max_virtual_size"]
-        if not 0 < virtual_size <= limit:
-            message = "its virtual size of %d bytes is not within the limit of %d" % (
+        if virtual_size > limit:
+            message = "its virtual size of %d bytes is beyond the limit of %d" % (
                 virtual_size,
                 limit,
             )
             raise Failure("size", message, size=virtual_size)
+        if virtual_size <= 0:
+            raise Failure(
+                "size", "the disk in it is empty: its virtual size is 0", size=virtual_size
+            )
 
     def convert(self, original, virtual_size):
         """Return a new staging file with the raw form of ``original``, which is removed."""
         declared = self.image["disk_format"]
-        self.check_space(virtual_size)
+        self.check_space_to_convert(original, virtual_size)
         staging = Staging(self.cache, self.base, self.watch)
         self.stagings.append(staging)
         self.watch.tell("convert", 0, virtual_size)
         try:
-            qemu.convert(self.qemu, original.path, declared, staging, virtual_size)
+            qemu.convert(
+                self.qemu, original.path, declared, staging, virtual_size, guard=self.check_reserve
+            )
         except Failure:
             self.check_space_left(virtual_size, staging)
             raise
@@ -221,6 +238,30 @@ class Fetch:
             original.close()
         qemu.check(qemu.info(self.qemu, staging.path, self.watch), "raw")
         return staging
+
+    def check_space_to_convert(self, original, virtual_size):
+        """Refuse a conversion without room for its data; the rest of the virtual size becomes holes."""
+        try:
+            self.check_space(virtual_size, "its virtual size, to convert it")
+        except Failure as failure:
+            if failure.code != "space":
+                raise
+            declared = self.image["disk_format"]
+            data = qemu.measure(self.qemu, original.path, declared, self.watch)
+            if data is None or data >= virtual_size:
+                raise
+            counted = "its data, to convert it; its virtual size is %d" % virtual_size
+            self.check_space(data, counted)
+
+    def check_reserve(self):
+        """Stop a conversion that eats up half of what must remain free, be it ours or others that write."""
+        room = os.fstatvfs(self.cache.own_fd)
+        have, reserve = room.f_bavail * room.f_frsize, self.reserve(room)
+        if have < reserve // 2:
+            message = "%s filled up while converting: %d bytes are free, of a reserve of %d"
+            raise Failure(
+                "space", message % (self.cache.path, have, reserve), have=have, reserve=reserve
+            )
 
     def check_space_left(self, virtual_size, staging):
         """Say ``space`` when that is why a conversion failed."""

@@ -25,6 +25,8 @@ _INFO_MEMORY_BYTES = 2 << 30
 #: A VMDK may state grains of 1 GiB, which qemu-img holds in memory, packed and unpacked.
 _CONVERT_MEMORY_BYTES = 4 << 30
 _OUTPUT_BYTES = 1 << 20
+#: Of what it says about a failure.
+_SAID_CHARS = 600
 #: Slower than this a conversion hangs.
 _CONVERT_BYTES_PER_S = 2 << 20
 _CONVERT_WALL_S = 600
@@ -69,8 +71,34 @@ def info(program, path, watch):
     return answer
 
 
-def convert(program, source, source_format, target, virtual_size):
-    """Convert ``source`` to raw into the empty staging file ``target``, telling how far it is."""
+def measure(program, path, declared, watch):
+    """Return how many bytes of data an image has at most, once it is unpacked; None: qemu-img cannot say.
+
+    Source: qemu ``block/qcow2.c`` (``qcow2_measure``): clusters with data, and a little for tables. The
+    measure for raw would be the virtual size.
+    """
+    if declared == "vhdx":
+        # qemu-img takes each of its blocks for data. Nothing is packed in it, so its file is larger.
+        return os.stat(path).st_size
+    limits = {resource.RLIMIT_AS: _INFO_MEMORY_BYTES, resource.RLIMIT_CPU: _INFO_CPU_S}
+    command = [program, "measure", "-f", declared, "-O", "qcow2", "--output=json", path]
+    try:
+        return int(
+            json.loads(_run(command, watch, limits, _INFO_WALL_S).decode("utf-8"))["required"]
+        )
+    except Failure as failure:
+        if failure.code != "qemu":
+            raise
+        return None  # older than 2.10, or too slow
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def convert(program, source, source_format, target, virtual_size, *, guard):
+    """Convert ``source`` to raw into the empty staging file ``target``, telling how far it is.
+
+    ``guard`` is called all the time; what it raises ends the conversion.
+    """
     wall_s = _CONVERT_WALL_S + virtual_size / _CONVERT_BYTES_PER_S
     limits = {
         resource.RLIMIT_AS: _CONVERT_MEMORY_BYTES,
@@ -103,7 +131,7 @@ def convert(program, source, source_format, target, virtual_size):
                 return
             target.watch.tell("convert", min(done, virtual_size), virtual_size)
 
-    _run(command, target.watch, limits, wall_s, tell)
+    _run(command, target.watch, limits, wall_s, tell=tell, guard=guard)
 
 
 def check(answer, expected):
@@ -177,11 +205,11 @@ def _limiter(limits):
     return limit
 
 
-def _run(command, watch, limits, wall_s, tell=None):
+def _run(command, watch, limits, wall_s, *, tell=None, guard=None):
     """Run a child in its own process group and return its standard output.
 
     Raises:
-        Failure: ``qemu``, with how it ended and its last line; ``interrupted``.
+        Failure: ``qemu``, with how it ended and what it said; ``interrupted``.
     """
     name = "qemu-img " + command[1]
     try:
@@ -202,7 +230,7 @@ def _run(command, watch, limits, wall_s, tell=None):
         raise Failure("qemu", "cannot run %s: %s" % (name, error)) from error
     watch.children.add(child.pid)
     try:
-        outputs = _collect(child, watch, name, time.monotonic() + wall_s, tell)
+        outputs = _collect(child, watch, name, time.monotonic() + wall_s, tell=tell, guard=guard)
     finally:
         try:
             os.killpg(child.pid, signal.SIGKILL)
@@ -216,14 +244,26 @@ def _run(command, watch, limits, wall_s, tell=None):
         message = "%s used up its CPU time and was stopped: the image is damaged or made to do that"
         raise Failure("qemu", message % name, status=child.returncode)
     if child.returncode:
-        said = outputs[child.stderr].decode("utf-8", "replace").strip().splitlines()
+        said = _without_paths(command, outputs[child.stderr].decode("utf-8", "replace"))
         how = "was killed by signal %d" % -child.returncode if child.returncode < 0 else "failed"
-        message = "%s %s%s" % (name, how, ": " + said[-1][:300] if said else "")
+        message = "%s %s%s" % (name, how, ": " + said if said else "")
         raise Failure("qemu", message, status=child.returncode)
     return bytes(outputs[child.stdout])
 
 
-def _collect(child, watch, name, deadline, tell):
+def _without_paths(command, text):
+    """Return all that qemu-img said, bounded, on one line; the files it was given are ``the image``."""
+    for path in sorted(command[2:], key=len, reverse=True):
+        if path.startswith("/"):
+            text = text.replace("'%s'" % path, "the image").replace(path, "the image")
+    lines = [line.strip() for line in text.splitlines()]
+    words = " ".join(
+        line[len("qemu-img: ") :] if line.startswith("qemu-img: ") else line for line in lines
+    )
+    return words.strip()[:_SAID_CHARS]
+
+
+def _collect(child, watch, name, deadline, *, tell, guard):
     """Read a child's outputs to their end; wait for the child; return stream -> bytes."""
     outputs = {child.stdout: bytearray(), child.stderr: bytearray()}
     streams = {stream.fileno(): stream for stream in outputs}
@@ -232,6 +272,8 @@ def _collect(child, watch, name, deadline, tell):
         poller.register(fd, select.POLLIN)
     while streams or child.poll() is None:
         watch.check()
+        if guard:
+            guard()
         if time.monotonic() > deadline:
             raise Failure("qemu", "%s did not end in time and was killed" % name)
         if not streams:
