@@ -20,6 +20,8 @@ HARD_FLOOR_S = 3600.0
 FLOOR_TEXT = f"{HARD_FLOOR_S / 3600:.0f}h"
 #: Kinds that no plan takes for its age or for room.
 NEVER_TAKEN = frozenset({EntryKind.FOREIGN, EntryKind.STAGING, EntryKind.QUEUED})
+#: No disk has fewer: programs read and write it by sectors.
+_SECTOR_BYTES = 512
 _TEMPLATES = frozenset({EntryKind.SWAP, EntryKind.EPHEMERAL})
 
 
@@ -138,6 +140,25 @@ def is_pinned(entry: CacheEntry) -> bool:
     if until is None:
         return False
     return until == PIN_FOREVER or until.timestamp() > entry.mtime_ns / 1e9 + entry.age_s
+
+
+def size_fault(entry: CacheEntry) -> str | None:
+    """Return why an original of this size cannot be whole, or None; the one judgement of all commands.
+
+    Names that tell their image are those of back ends that judge sizes by themselves. The helper judges files
+    by the same rules.
+    """
+    if entry.kind is not EntryKind.ORIGINAL:
+        return None
+    if entry.size_bytes == 0:
+        return "it is empty"
+    if entry.manifest is not None:
+        wanted = entry.manifest.stored_size_bytes
+        right = entry.size_bytes == wanted
+        return None if right else f"it has {entry.size_bytes} bytes instead of {wanted}"
+    if entry.size_bytes < _SECTOR_BYTES and entry.image_id is None:
+        return f"it has {entry.size_bytes} bytes, less than a sector, as no disk has"
+    return None
 
 
 def base_of(entry: CacheEntry) -> str | None:

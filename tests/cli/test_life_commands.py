@@ -276,7 +276,7 @@ def test_clean_judges_what_nova_fetched_when_the_image_service_can_be_asked(
         final = life.final("edge1-01", image)
         (final.parent / ".imgcache" / f"{final.name}.json").unlink()
     short = life.final("edge1-01", "rescue")
-    short.write_bytes(b"half")
+    short.write_bytes(b"half" * 256)
     life.age("rescue", 2 * DAY, "edge1-01")
     life.age("debian-12", 2 * DAY, "edge1-01")
     inventory = life.folder / "inventory.yaml"

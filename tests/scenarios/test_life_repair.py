@@ -19,6 +19,7 @@ from imgcache.operations.removal import PlanRefusedError
 from imgcache.operations.selection import Selection
 from imgcache.plan import SourceKind
 from imgcache.policy import Amount
+from imgcache.ui.matrix import matrix_text
 from scenarios.life_rig import DAY, IDS, Rig, words
 
 if TYPE_CHECKING:
@@ -70,6 +71,44 @@ def test_verify_tells_intact_damaged_unmanaged_and_absent(rig: Rig) -> None:
         ("01", "img0"): ("intact", None),
         ("01", "img3"): ("absent", "absent"),
     }
+
+
+@pytest.mark.parametrize("size", [0, 1, 511])
+def test_a_size_that_cannot_be_right_is_judged_alike_by_all_commands(rig: Rig, size: int) -> None:
+    """A fetch of Nova's that was cut off: nothing is noted about it."""
+    final = rig.base(0, 0, data=bytes(size))
+    told = rig.verify()
+    assert [(one.outcome.value, one.code) for one in told.outcomes] == [("damaged", "damaged")]
+    assert told.exit_code() is ExitCode.ANSWER_IS_NO
+    listed = rig.list(missing=("img0",))
+    assert [one.image_name for one in listed.missing] == ["img0"]
+    rows = matrix_text(listed, 80).splitlines()
+    assert rows[1].split() == ["edge1-01", "d"]
+    assert "d there, but its size cannot be right" in rows[-1]
+    assert words(rig.clean(invalid=True, dry_run=True)) == {("01", "img0"): ("skipped", "dry-run")}
+    refused = rig.precache("img0")
+    (outcome,) = refused.outcomes
+    assert (outcome.outcome.value, outcome.code) == ("error", "damaged")
+    assert "imgcache verify --repair" in str(outcome.reason)
+    assert words(rig.verify(repair=True)) == {("01", "img0"): ("repaired", None)}
+    assert final.read_bytes() == rig.content + bytes([0])
+    assert not rig.list(missing=("img0",)).missing
+
+
+def test_the_hint_names_a_command_that_helps(rig: Rig) -> None:
+    """Long enough for a disk, and yet not the image's size: only who knows the image can tell."""
+    final = rig.base(0, 0, data=bytes(1024))
+    (outcome,) = rig.precache("img0").outcomes
+    assert (outcome.outcome.value, outcome.code) == ("error", "damaged")
+    assert "imgcache delete removes it" in str(outcome.reason)
+    assert words(rig.delete("img0")) == {("01", "img0"): ("removed", None)}
+    assert rig.precache("img0").outcomes[0].outcome == "cached"
+    with final.open("ab") as file:
+        file.write(b"more")
+    rig.aged(final, 2 * DAY)
+    (outcome,) = rig.precache("img0").outcomes
+    assert "imgcache verify --repair" in str(outcome.reason)
+    assert words(rig.verify(repair=True)) == {("01", "img0"): ("repaired", None)}
 
 
 def test_repair_fetches_what_nothing_uses_and_tells_why_the_rest_stays(rig: Rig) -> None:
@@ -373,7 +412,7 @@ def test_clean_takes_what_nova_fetched_only_in_part_under_all_guards(rig: Rig) -
     right = rig.base(0, 4, data=rig.content + b"\4" + bytes(-size % 512))  # up to a whole sector
     resized, unknown = right.with_name(f"{right.name}_20"), right.with_name("f" * 40)
     for path in (resized, unknown):
-        path.write_bytes(b"half")
+        path.write_bytes(b"half" * 256)
         rig.aged(path, 2 * DAY)
     expected = {
         ("01", "img0"): ("removed", None),
@@ -403,7 +442,7 @@ def test_clean_takes_what_nova_fetched_only_in_part_under_all_guards(rig: Rig) -
 def test_clean_leaves_what_the_image_service_cannot_tell_the_size_of(rig: Rig) -> None:
     converted = nova_converted(rig, 0)
     converted.write_bytes(b"x" * 1024)
-    refused = rig.base(0, 1, data=b"half")
+    refused = rig.base(0, 1, data=b"half" * 256)
     listing = rig.fleet.folder / "images/images.yaml"
     document = yaml.safe_load(listing.read_text())
     document["images"][1]["status"] = "deactivated"

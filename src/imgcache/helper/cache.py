@@ -267,8 +267,8 @@ class Cache:
                 return {"state": "absent"}
             manifest = self.read_manifest(base) if self.own_fd is not None else None
             if not _may_be_whole(status.st_size, sizes, manifest):
-                what = "%s/%s has %d bytes, which no whole one has: see imgcache verify --repair"
-                what %= (self.path, base, status.st_size)
+                what = "%s/%s has %d bytes, which no whole one has: %s"
+                what %= (self.path, base, status.st_size, _remedy(status.st_size, manifest))
                 raise Failure("damaged", what, size=status.st_size)
             reason = "dry run" if dry else self._renew(base, status)
             if status.st_nlink > 1 and self.own_fd is not None and not dry:
@@ -351,6 +351,13 @@ def _may_be_whole(size, sizes, manifest):
     if 0 not in sizes or size in sizes:
         return size > 0 and (not sizes or size in sizes)
     return size == manifest["stored"]["size"] if manifest else size % 512 == 0
+
+
+def _remedy(size, manifest):
+    """Return what helps with a final of a wrong size: only one that is known as damaged can be repaired."""
+    if size < 512 or (manifest and manifest["stored"]["size"] != size):
+        return "imgcache verify --repair fetches it again"
+    return "imgcache delete removes it when nothing uses it, and precache fetches it again"
 
 
 def _is_at(fd, name, dir_fd):

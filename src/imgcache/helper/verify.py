@@ -141,11 +141,11 @@ def _verify(cache, order, work):
         manifest = cache.read_manifest(base) if cache.own_fd is not None else None
         stored = manifest["stored"] if manifest else {}
         managed = bool(stored.get("value") and stored.get("algo"))
-        if stored and stored["size"] != size:
-            reason = "it has %d bytes instead of %d" % (size, stored["size"])
-            return _answer("damaged", reason, size=size)
-        lack = _UNHASHED if stored else _NOTHING
         algo = stored["algo"] if managed else order.get("algo")
+        wrong = _size_fault(size, stored, algo)
+        if wrong:
+            return _answer("damaged", wrong, size=size)
+        lack = _UNHASHED if stored else _NOTHING
         if not algo:
             return _answer("unmanaged", lack, size=size)
         value = Hashing(fd, size, algo, order["rate"], work).run()
@@ -159,6 +159,15 @@ def _verify(cache, order, work):
     if value != stored["value"]:
         return _answer("damaged", "its %s is not the one written down" % algo, algo, value, size)
     return _answer("intact", None if dry else _note_intact(cache, base), algo, value, size)
+
+
+def _size_fault(size, stored, algo):
+    """Return why a final of this size cannot be whole, or None; where there is a digest, it decides."""
+    if stored and stored["size"] != size:
+        return "it has %d bytes instead of %d" % (size, stored["size"])
+    if stored or algo or size >= headers.LEAST_BYTES:
+        return None
+    return "it has %d bytes, less than a sector, as no disk has" % size if size else "it is empty"
 
 
 def _note_intact(cache, base):

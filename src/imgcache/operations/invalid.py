@@ -14,7 +14,7 @@ from imgcache.drivers.base import HashProgress, VerdictState
 from imgcache.drivers.capabilities import supports
 from imgcache.errors import ImageProblemsError, ImageServiceError
 from imgcache.events import ItemProgress, Notice
-from imgcache.guards import Rules, held_by
+from imgcache.guards import Rules, held_by, size_fault
 from imgcache.model import EntryKind
 from imgcache.operations.catalogue import Catalogue, Lookup, image_of, read_catalogue
 from imgcache.operations.removal import plan_hosts
@@ -165,15 +165,11 @@ async def find_faults(
 
 def visible_fault(entry: CacheEntry) -> str | None:
     """Return what is wrong with an original by its size and header alone, or None."""
-    if entry.kind is not EntryKind.ORIGINAL:
-        return None
-    if entry.size_bytes == 0:
-        return "it is empty"
+    if fault := size_fault(entry):
+        return fault
     manifest = entry.manifest
-    if manifest is None:
+    if entry.kind is not EntryKind.ORIGINAL or manifest is None:
         return None
-    if entry.size_bytes != manifest.stored_size_bytes:
-        return f"it has {entry.size_bytes} bytes instead of {manifest.stored_size_bytes}"
     stored = manifest.stored_format
     sure = {entry.format, stored} <= _TOLD_BY_HEADER and manifest.disk_format not in _ANY_CONTENT
     if sure and entry.format != stored:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from imgcache.errors import ImageServiceError
 from imgcache.events import HostFailed, Notice
-from imgcache.guards import base_of
+from imgcache.guards import base_of, size_fault
 from imgcache.images.records import is_image_id
 from imgcache.model import EntryKind
 from imgcache.operations.catalogue import (
@@ -209,9 +209,7 @@ def _missing(
 
 
 def _is_whole(entry: CacheEntry) -> bool:
-    known = entry.manifest
-    right = known is None or known.stored_size_bytes == entry.size_bytes
-    return entry.size_bytes > 0 and right and not entry.partial
+    return size_fault(entry) is None and not entry.partial
 
 
 def _report(fleet: Fleet, found: Mapping[str, _HostList], plan: ListPlan) -> ListReport:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from imgcache.drivers.base import VerdictState
 from imgcache.drivers.capabilities import supports
 from imgcache.errors import ErrorCode, ImageProblemsError, ImageServiceError, UsageError
-from imgcache.guards import base_of
+from imgcache.guards import base_of, size_fault
 from imgcache.model import RAW_DISK_FORMATS, EntryKind
 from imgcache.operations.catalogue import (
     Catalogue,
@@ -86,19 +86,16 @@ def plan_verify(
         ImageServiceError: the service cannot be used.
     """
     hosts = select_hosts(inventory, request.selection)
-    if service is None and (request.adopt or request.repair):
+    asked = request.adopt or request.repair
+    if service is None and asked:
         message = "--adopt and --repair need the image service"
         raise UsageError(message, hint="see image_service in the inventory")
-    if service is not None and (request.adopt or request.repair):
+    if service is not None and asked:
         source_kinds(request.source, service)
-    catalogue = read_catalogue(service) if request.adopt else Catalogue()
+    catalogue = read_catalogue(service) if asked else Catalogue()
     if not request.names:
         return VerifyPlan(hosts, KnownImages(), catalogue, inventory.sites)
-    wanted = (
-        catalogue.resolve(request.names)
-        if request.adopt
-        else resolve_images(request.names, service)
-    )
+    wanted = catalogue.resolve(request.names) if asked else resolve_images(request.names, service)
     return VerifyPlan(hosts, wanted, catalogue, inventory.sites)
 
 
@@ -175,7 +172,9 @@ class _HostVerify:
         self._present.update(base_of(entry) for entry in entries.values())
         adoptable = await self._adoptable(entries)
         for name, entry in entries.items():
-            if not (entry.manifest or name in adoptable or name in self._rows):
+            # One whose size cannot be right is judged on the host, when nobody writes it any more.
+            judged = entry.manifest or name in adoptable or size_fault(entry)
+            if not (judged or name in self._rows):
                 self._note_unmanaged(entry)
 
         def judge(verdict: Verdict) -> None:

@@ -6,7 +6,7 @@ import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from imgcache.guards import base_of, is_pinned
+from imgcache.guards import base_of, is_pinned, size_fault
 from imgcache.model import EntryKind
 from imgcache.text import printable
 from imgcache.ui.folding import group_equal
@@ -26,6 +26,7 @@ SIGNS = {
     "u": "in use",
     "p": "pinned",
     "b": "in use and pinned",
+    "d": "there, but its size cannot be right",
     "x": "there, unused",
     "?": "there, use not known",
     "r": "only a resized copy",
@@ -127,6 +128,8 @@ def _sign(entries: Sequence[CacheEntry]) -> str:
     pinned = any(is_pinned(entry) for entry in entries)
     if in_use or pinned:
         return "b" if in_use and pinned else "u" if in_use else "p"
+    if any(size_fault(entry) for entry in entries):
+        return "d"
     if any(entry.users is None for entry in entries):
         return "?"
     kinds = {entry.kind for entry in entries}
