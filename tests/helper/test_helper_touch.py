@@ -151,6 +151,8 @@ def test_symlinks_inside_are_refused(
     opened = helper.answer(helper.open(instances))
     answer = touch(helper) if name == "locks" else opened
     assert (answer["event"], answer["code"]) == ("error", "symlink")
+    assert f"is a symlink, to {elsewhere}, and links are not followed" in answer["message"]
+    assert "mount --bind" in answer["message"]
     assert os.listdir(elsewhere) == []
     assert touch(helper)["code"] == "symlink"  # sent ahead of a failed open: fails as that did
 
@@ -409,6 +411,48 @@ def test_no_permission_says_whose_and_who(instances: Path, cache: Path) -> None:
         assert "mode" in answer["fields"]
         assert str(NOVA) in answer["message"]
         assert helper.error(helper.fetch(image_of(b"data"), PUSH))["code"] == "permission"
+
+
+@needs_root
+@pytest.mark.row("H9")
+@pytest.mark.parametrize("user", [None, NOVA])
+def test_a_lock_file_that_cannot_be_opened_is_found_before_the_download(
+    instances: Path, user: int | None
+) -> None:
+    """As root's own tools leave it; a helper that is root works as Nova's user."""
+    image = image_of(b"data")
+    lock = instances / "locks" / f"nova-{base_name(image['id'])}"
+    lock.parent.mkdir()
+    lock.touch(0o600)
+    for path in (instances, lock.parent):
+        os.chown(path, NOVA, NOVA)
+    let_others_reach(instances)
+    with Controller(system_python(), user=user) as helper:
+        helper.result(helper.open(instances))
+        fetch = helper.fetch(image, PUSH)
+        answer = helper.error(fetch)  # nothing was pushed
+        assert answer["code"] == "permission"
+        assert f"{lock} (of root:0, mode 0600; we are {NOVA})" in answer["message"]
+        assert "Nova's user" in answer["message"]
+        lock.unlink()
+        again = helper.fetch(image, PUSH)
+        helper.push_when_ready(again, b"data")
+        assert helper.result(again)["state"] == "cached"
+
+
+@needs_root
+def test_a_locks_folder_that_cannot_be_written_is_found_before_the_download(
+    instances: Path,
+) -> None:
+    (instances / "locks").mkdir()
+    os.chown(instances, NOVA, NOVA)
+    let_others_reach(instances)
+    (instances / "locks").chmod(0o755)
+    with Controller(system_python(), user=NOVA) as helper:
+        helper.result(helper.open(instances))
+        answer = helper.error(helper.fetch(image_of(b"data"), PUSH))
+    assert answer["code"] == "permission"
+    assert "in a folder of root:0, mode 0755" in answer["message"]
 
 
 @needs_root

@@ -149,6 +149,16 @@ def test_a_dry_run_tells_of_too_little_room(stocked: Fleet) -> None:
     assert [found[f"edge1-0{n}", "raw"]["code"] for n in (1, 2)] == ["space", "dry-run"]
 
 
+def test_check_needs_no_right_images_yaml(stocked: Fleet) -> None:
+    """It looks at no image; precache does."""
+    (stocked.folder / "images" / "images.yaml").write_text("images: [{id: 7}]")
+    done = stocked.run("check", "--host", "edge1-01", "-f", "json")
+    assert done.returncode in {0, 5}, done.stderr
+    checks = {one["check"]: one["state"] for one in json.loads(done.stdout)["checks"]}
+    assert checks["login"] == checks["cache"] == "ok"
+    assert stocked.run("precache", "--host", "edge1-01", "raw").returncode == 2
+
+
 @pytest.mark.row("S8")
 def test_a_dead_a_wrong_and_a_broken_host_leave_the_third_alone(stocked: Fleet) -> None:
     stocked.overrides["edge1-01"] = {"port": 1}

@@ -13,5 +13,7 @@ def check(call: Call) -> ExitCode:
     """
     from imgcache.operations.check import CheckRequest, run_check
 
-    report = call.run_with_service(run_check, CheckRequest(**call.common))
+    # It looks at no image: of a directory service there is nothing to check on a host.
+    by_glance = call.inventory().image_service.kind == "glance"
+    report = call.run(run_check, CheckRequest(**call.common), with_service=by_glance)
     return call.show(check_listing(report), report.exit_code())

@@ -14,7 +14,7 @@ import stat
 import time
 
 from . import conf
-from .core import Failure, decode, encode, os_failure, owner_and_mode
+from .core import Failure, decode, encode, os_failure, owner_and_mode, user_name
 
 #: Back ends that a file in the cache would harm or that never read it.
 NO_CACHE = {
@@ -82,8 +82,7 @@ class Cache:
                     return None
             except OSError as error:
                 if error.errno in (errno.ELOOP, errno.ENOTDIR):
-                    message = "%s in %s is a symlink or no folder" % (name, self.instances_path)
-                    raise Failure("symlink", message, path=name) from error
+                    raise self._no_folder(parent_fd, name) from error
                 raise os_failure(
                     error, "cannot open %s in %s" % (name, self.instances_path), parent_fd
                 ) from error
@@ -96,6 +95,19 @@ class Cache:
                     error, "cannot make %s in %s" % (name, self.instances_path), parent_fd
                 ) from error
         raise Failure("io", "%s in %s comes and goes" % (name, self.instances_path))
+
+    def _no_folder(self, parent_fd, name):
+        """Return the failure of a name that is a symlink, or something else than a folder."""
+        where = "%s in %s" % (name, self.instances_path)
+        try:
+            target = os.readlink(name, dir_fd=parent_fd)[:300]
+        except OSError:
+            return Failure("symlink", "%s is no folder" % where, path=name)
+        message = (
+            "%s is a symlink, to %s, and links are not followed: make it a folder and mount the other one"
+            " there (mount --bind), which Nova sees alike"
+        )
+        return Failure("symlink", message % (where, target), path=name)
 
     def make(self, parent_fd, name):
         """Make a folder with its parent's mode and, as far as we may, owner; right from the start."""
@@ -186,9 +198,32 @@ class Cache:
                     return None
             return self._new_lock_file(name, flags | os.O_CREAT)
         except OSError as error:
-            raise os_failure(
-                error, "cannot open %s/locks/%s" % (self.instances_path, name), self.locks_fd
-            ) from error
+            raise self._lock_failure(error, name) from error
+
+    def _lock_failure(self, error, name):
+        """Return the failure of a lock file: the file itself keeps us out, or else its folder."""
+        what = "cannot open %s/locks/%s" % (self.instances_path, name)
+        try:
+            there = os.stat(name, dir_fd=self.locks_fd, follow_symlinks=False)
+        except OSError:
+            there = None
+        if there is None or error.errno not in (errno.EACCES, errno.EPERM):
+            return os_failure(error, what, self.locks_fd)
+        fields = dict(owner_and_mode(there), user=user_name())
+        what += " (of {owner}:{group}, mode {mode}; we are {user}): Nova's user must be able to write it, or"
+        what += " no boot of this image could lock it either; remove it, or give it to Nova's user"
+        return Failure("permission", what.format(**fields), **fields)
+
+    def check_lock(self, base):
+        """Refuse a fetch whose lock could not be taken when it ends; locks nothing, makes no lock file."""
+        if self.locks_fd is None:
+            self.locks_fd = self.folder(self.instances_fd, "locks", True)
+        fd = self._lock_file("nova-" + base, False)
+        if fd is not None:
+            os.close(fd)
+        elif not os.access(".", os.W_OK | os.X_OK, dir_fd=self.locks_fd, effective_ids=True):
+            error = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            raise self._lock_failure(error, "nova-" + base)
 
     def _new_lock_file(self, name, flags):
         mine = os.geteuid() == self.owner.st_uid

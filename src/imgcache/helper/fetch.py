@@ -48,6 +48,7 @@ class Fetch:
             if found:
                 return found
             original = self.stagings[0]
+            self.cache.check_lock(self.base)
             self.check_space_before(self.size - original.taken_bytes)
             self.bring(original)
             virtual_size = self.judge(original)

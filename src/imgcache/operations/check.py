@@ -45,7 +45,7 @@ class CheckRequest(FleetRequest):
 
 
 def run_check(
-    request: CheckRequest, inventory: Inventory, service: ImageService, sink: EventSink
+    request: CheckRequest, inventory: Inventory, service: ImageService | None, sink: EventSink
 ) -> CheckReport:
     """Check the selected hosts; blocks until all have answered.
 
@@ -58,9 +58,9 @@ def run_check(
 
 
 async def _execute(
-    request: CheckRequest, hosts: Sequence[Host], service: ImageService, sink: EventSink
+    request: CheckRequest, hosts: Sequence[Host], service: ImageService | None, sink: EventSink
 ) -> CheckReport:
-    access = service.access_without_token()
+    access = service.access_without_token() if service else None
 
     async def check_host(context: HostRun, driver: Driver) -> list[tuple[str, CheckState, str]]:
         rows = await driver.check(context, access)
