@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
-from imgcache.config.document import Document, parse_document
 from imgcache.config.fields import HOST_PLACEHOLDER
 from imgcache.config.nodesets import MAX_HOSTS, count_hosts, expand_hosts
 from imgcache.config.problems import add_problems, nearest
@@ -20,6 +19,7 @@ from imgcache.config.schema import (
     InventoryEntry,
     SettingsEntry,
 )
+from imgcache.document import Data, Document, Node, parse_document
 from imgcache.model import Aggregate, Host, HostSettings, ImageServiceSettings, Inventory, Site
 
 if TYPE_CHECKING:
@@ -38,7 +38,9 @@ def parse_inventory(path: Path, content: bytes) -> Inventory:
     Raises:
         ConfigError: lists every problem, each as ``file:line:column: key``.
     """
-    document = parse_document(path, content)
+    document = parse_document(path, content, title=f"the inventory {path}")
+    document.root = _without_extensions(document.root)
+    document.note_empty_values()
     folder = path.absolute().parent
     try:
         entry = InventoryEntry.model_validate(document.root.data, context={"folder": folder})
@@ -54,6 +56,15 @@ def parse_inventory(path: Path, content: bytes) -> Inventory:
     aggregates = _Builder(document, entry.defaults).build(entry.aggregates)
     document.raise_problems()
     return Inventory(path, image_service, aggregates, _sites(entry))
+
+
+def _without_extensions(root: Node) -> Node:
+    """Return the file without the top-level keys ``x-…``, which hold what is used elsewhere by its anchor."""
+    kept = {key: entry for key, entry in root.entries.items() if not key.startswith("x-")}
+    if len(kept) == len(root.entries):
+        return root
+    data: Data = {key: node.data for key, (_, _, node) in kept.items()}
+    return replace(root, data=data, entries=kept)
 
 
 def _image_service(document: Document, entry: ImageServiceEntry) -> ImageServiceSettings:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from pydantic import ValidationError
 
-    from imgcache.config.document import Document
+    from imgcache.document import Document
 
 _KINDS = {
     "string_type": "must be text",

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import os
 import stat
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
 from openstack.config import vendors
 
+from imgcache.document import parse_document
 from imgcache.errors import ConfigError, Problem
 from imgcache.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from imgcache.document import Document, Node
 
 #: Keys of an entry, or of ``auth:``, whose value may be a list, too.
 _LISTS = frozenset({"auth_methods", "interface", "region_name"})
@@ -41,8 +44,6 @@ _WORDS = frozenset(
         "verify",
     }
 )
-_NULL = "tag:yaml.org,2002:null"
-_TEXT = "tag:yaml.org,2002:str"
 
 
 def config_folders() -> tuple[Path, ...]:
@@ -74,16 +75,16 @@ class CloudFiles:
         self._problems: list[Problem] = []
         #: A secret overrides what clouds.yaml says, so its file comes first.
         self._files = [
-            (path, root)
+            document
             for variable, stem in (
                 ("OS_CLIENT_SECURE_FILE", "secure"),
                 ("OS_CLIENT_CONFIG_FILE", "clouds"),
             )
-            if (path := self._path(variable, stem)) and (root := self._read(path)) is not None
+            if (path := self._path(variable, stem)) and (document := self._read(path)) is not None
         ]
         self._raise()
-        for path, root in self._files:
-            self._check_entry(path, root)
+        for document in self._files:
+            self._check_entry(document)
         self._raise()
         self._check_profile()
         self._raise()
@@ -94,19 +95,21 @@ class CloudFiles:
 
     def regions(self) -> tuple[str, ...]:
         """Return the regions that the cloud's entry lists, in order; the first is the default."""
-        items: list[yaml.Node] = next((node.value for _, node in self._nodes("regions")), [])
-        names = [_find(item, "name")[1] or item for item in items]
-        return tuple(str(name.value) for name in names)
+        items = next((node.items for _, node in self._nodes("regions")), ())
+        names = [found.node if (found := _find(item, "name")) else item for item in items]
+        return tuple(str(name.data) for name in names)
 
-    def _nodes(self, *keys: str) -> Iterator[tuple[str, yaml.Node]]:
+    def _nodes(self, *keys: str) -> Iterator[tuple[str, Node]]:
         """Give a key's place and value in each file that has it."""
-        for path, root in self._files:
-            at: yaml.Mark | None = None
-            node: yaml.Node | None = root
+        for document in self._files:
+            node, found = document.root, None
             for key in ("clouds", self._name, *keys):
-                at, node = _find(node, key)
-            if at is not None and node is not None:
-                yield f"{_mark(path, at)}: {'.'.join((printable(self._name), *keys))}", node
+                found = _find(node, key)
+                if found is None:
+                    break
+                node = found.node
+            if found is not None:
+                yield f"{found.place(document)}: {'.'.join((printable(self._name), *keys))}", node
 
     def _raise(self) -> None:
         if self._problems:
@@ -130,7 +133,7 @@ class CloudFiles:
         paths = [*([named] if named else []), *candidates(stem)]
         return next((Path(path) for path in paths if Path(path).exists()), None)
 
-    def _read(self, path: Path) -> yaml.Node | None:
+    def _read(self, path: Path) -> Document | None:
         """Return a file's mapping; None, and a problem noted, when it cannot be used."""
         try:
             status = path.stat()
@@ -144,87 +147,80 @@ class CloudFiles:
             self._bad(str(path), what, "chmod go-w")
             return None
         try:
-            loader = yaml.SafeLoader(text)
-            root = loader.get_single_node()
-            if root is not None:
-                loader.construct_document(
-                    root
-                )  # refuses tags, and resolves merge keys in the nodes
-        except yaml.MarkedYAMLError as error:
-            where = _mark(path, error.problem_mark) if error.problem_mark else str(path)
-            self._bad(where, f"is not valid YAML: {printable(error.problem or '')}")
+            document = parse_document(path, text.encode(), as_loaders=True)
+        except ConfigError as error:
+            self._problems += error.problems
             return None
-        except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-            self._bad(str(path), f"is not valid YAML: {type(error).__name__}")
-            return None
-        if isinstance(root, yaml.MappingNode):
-            return root
+        if isinstance(document.root.data, dict):
+            return document
         self._bad(str(path), "must be a mapping with the key clouds")
         return None
 
     # -------------------------------------------------------------------------------- the cloud's entry
 
-    def _check_entry(self, path: Path, root: yaml.Node) -> None:
-        at, clouds = _find(root, "clouds")
-        if at is None or clouds is None:
+    def _check_entry(self, document: Document) -> None:
+        clouds = _find(document.root, "clouds")
+        if clouds is None:
             return
-        if not isinstance(clouds, yaml.MappingNode):
-            self._bad(f"{_mark(path, at)}: clouds", "must be a mapping of names to clouds")
+        if not isinstance(clouds.node.data, dict):
+            where = f"{clouds.place(document)}: clouds"
+            self._bad(where, "must be a mapping of names to clouds")
             return
-        at, entry = _find(clouds, self._name)
-        if at is None or entry is None:
+        entry = _find(clouds.node, self._name)
+        if entry is None:
             return
-        where = f"{_mark(path, at)}: {printable(self._name)}"
-        if not isinstance(entry, yaml.MappingNode):
+        if not isinstance(entry.node.data, dict):
+            where = f"{entry.place(document)}: {printable(self._name)}"
             self._bad(where, "must be a mapping", "give it auth: and what else the cloud needs")
             return
-        self._check_mapping(path, entry, printable(self._name))
+        self._check_mapping(document, entry.node, printable(self._name))
 
-    def _check_mapping(self, path: Path, entry: yaml.MappingNode, name: str) -> None:
+    def _check_mapping(self, document: Document, entry: Node, name: str) -> None:
         """Check an entry, or the ``values`` of one of its regions."""
-        for key, at, node in _items(entry):
-            where = f"{_mark(path, at)}: {name}.{key}"
+        for key, found in _items(entry):
+            where = f"{found.place(document)}: {name}.{key}"
             if key == "auth":
-                self._check_auth(path, where, node, f"{name}.auth")
+                self._check_auth(document, where, found.node, f"{name}.auth")
             elif key == "regions":
-                self._check_regions(path, where, node, f"{name}.regions")
-            elif key in _WORDS and not _is_word(node, key):
+                self._check_regions(document, where, found.node, f"{name}.regions")
+            elif key in _WORDS and not _is_word(found.node, key):
                 self._bad(where, "must be one value")
 
-    def _check_auth(self, path: Path, where: str, node: yaml.Node, name: str) -> None:
-        if not isinstance(node, yaml.MappingNode):
-            what = "is empty" if node.tag == _NULL else "must be a mapping"
+    def _check_auth(self, document: Document, where: str, node: Node, name: str) -> None:
+        if not isinstance(node.data, dict):
+            what = "is empty" if node.data is None else "must be a mapping"
             self._bad(where, what, "it holds auth_url, username, password, project_name and so on")
             return
-        for key, at, value in _items(node):
-            where = f"{_mark(path, at)}: {name}.{key}"
-            if all(other.tag == _NULL for _, other in self._nodes("auth", key)):
+        for key, found in _items(node):
+            where = f"{found.place(document)}: {name}.{key}"
+            if all(other.data is None for _, other in self._nodes("auth", key)):
                 self._bad(where, "is empty", "give it a value, or remove it")
-            elif not _is_word(value, key):
+            elif not _is_word(found.node, key):
                 self._bad(where, "must be one value")
-            elif key == "auth_url" and value.tag not in {_NULL, _TEXT}:
+            elif key == "auth_url" and "://" not in str(found.node.data):
                 self._bad(where, "must be a URL such as https://keystone.example.net:5000/v3")
 
-    def _check_regions(self, path: Path, where: str, node: yaml.Node, name: str) -> None:
-        if not isinstance(node, yaml.SequenceNode):
-            hint = f"[{printable(node.value)}]" if isinstance(node, yaml.ScalarNode) else "[name]"
+    def _check_regions(self, document: Document, where: str, node: Node, name: str) -> None:
+        if not isinstance(node.data, list):
+            hint = f"[{printable(node.data)}]" if isinstance(node.data, str) else "[name]"
             self._bad(where, "must be a list", f"write regions: {hint}")
             return
-        for item in node.value:
-            keys = {key: value for key, _, value in _items(item)}
+        for item in node.items:
+            keys = {key: found.node for key, found in _items(item)}
             values = keys.get("values")
-            if isinstance(item, yaml.ScalarNode) and item.tag != _NULL:
+            if isinstance(item.data, str):
                 continue
-            if not isinstance(keys.get("name"), yaml.ScalarNode) or set(keys) - {"name", "values"}:
-                place = f"{_mark(path, item.start_mark)}: {name}"
+            named = "name" in keys and isinstance(keys["name"].data, str | None)
+            if not named or set(keys) - {"name", "values"}:
+                place = f"{document.path}:{item.line}:{item.column}: {name}"
                 self._bad(place, "each region is a name, or a mapping with name and values")
-            elif isinstance(values, yaml.MappingNode):
-                self._check_mapping(path, values, f"{name}.values")
+            elif values is not None and isinstance(values.data, dict):
+                self._check_mapping(document, values, f"{name}.values")
 
     def _check_profile(self) -> None:
         """Refuse a profile that nothing defines: the loader would go on without it."""
         for place, node in (*self._nodes("profile"), *self._nodes("cloud")):
-            name = str(node.value)
+            name = str(node.data)
             if "@" in name:
                 # said without the value: it may hold a password
                 self._bad(place, "must not hold a user or password")
@@ -242,38 +238,43 @@ def _own_profiles() -> list[str]:
     """Return the profiles of the operator's own ``clouds-public.yaml``."""
     for path in candidates("clouds-public"):
         try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-            return [str(name) for name in content["public-clouds"]]
+            document = parse_document(Path(path), Path(path).read_bytes(), as_loaders=True)
         except FileNotFoundError:
             continue
-        except (OSError, yaml.YAMLError, ValueError, TypeError, KeyError):
+        except (OSError, ConfigError):
             return []
+        clouds = document.root.entries.get("public-clouds")
+        return list(clouds[2].entries) if clouds else []
     return []
 
 
-def _items(node: yaml.Node) -> Iterator[tuple[str, yaml.Mark, yaml.Node]]:
-    """Give key, its place, and value of a mapping; nothing of anything else.
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A key's value and where the key stands."""
 
-    Dashes count as underscores, as they do to the loader. Later keys win there, so they come first here.
+    line: int
+    column: int
+    node: Node
+
+    def place(self, document: Document) -> str:
+        return f"{document.path}:{self.line}:{self.column}"
+
+
+def _items(node: Node) -> Iterator[tuple[str, _Found]]:
+    """Give key and value of a mapping's entries; dashes count as underscores, as they do to the loader.
+
+    Later keys win there, so they come first here.
     """
-    if isinstance(node, yaml.MappingNode):
-        for key, value in reversed(node.value):
-            if isinstance(key, yaml.ScalarNode):
-                yield str(key.value).replace("-", "_"), key.start_mark, value
+    for key, (line, column, value) in reversed(node.entries.items()):
+        yield key.replace("-", "_"), _Found(line, column, value)
 
 
-def _find(node: yaml.Node | None, wanted: str) -> tuple[yaml.Mark | None, yaml.Node | None]:
-    for key, value in reversed(node.value) if isinstance(node, yaml.MappingNode) else ():
-        if isinstance(key, yaml.ScalarNode) and key.value in {wanted, wanted.replace("_", "-")}:
-            return key.start_mark, value
-    return None, None
-
-
-def _is_word(node: yaml.Node, key: str) -> bool:
-    return isinstance(node, yaml.ScalarNode) or (
-        key in _LISTS and isinstance(node, yaml.SequenceNode)
+def _find(node: Node, wanted: str) -> _Found | None:
+    names = {wanted, wanted.replace("_", "-")}
+    return next(
+        (_Found(*found) for key, found in reversed(node.entries.items()) if key in names), None
     )
 
 
-def _mark(path: Path, mark: yaml.Mark) -> str:
-    return f"{path}:{mark.line + 1}:{mark.column + 1}"
+def _is_word(node: Node, key: str) -> bool:
+    return isinstance(node.data, str | None) or (key in _LISTS and isinstance(node.data, list))

@@ -422,3 +422,15 @@ def test_ten_thousand_hosts_load_in_a_second() -> None:
     assert len(read(text).aggregates["a"].hosts) == 10_000
     # A second on an idle machine; the rest is for a busy one.
     assert time.process_time() - started < 3
+
+
+def test_what_hosts_share_hangs_on_an_x_key() -> None:
+    inventory = read(
+        "x-racks:\n  gen2: &gen2 {reserve: 40GiB}\n"
+        + "x-notes: {owner: , phone: ~}\n"
+        + "aggregates:\n"
+        + "  rack-7: {<<: *gen2, hosts: [a]}\n"
+        + "  rack-8: {<<: *gen2, hosts: [b], reserve: 80GiB}\n"
+    )
+    reserves = [one.hosts[0].settings.reserve_bytes for one in inventory.aggregates.values()]
+    assert reserves == [40 * 1024**3, 80 * 1024**3]
