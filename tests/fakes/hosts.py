@@ -23,9 +23,9 @@ def make_host(name: str = "edge1-01", **settings: Any) -> Host:
     return Host(name, "edge-1", None, None, HostSettings(**settings))
 
 
-def misbehaving(mode: str, **settings: Any) -> Host:
+def misbehaving(mode: str, *, name: str = "edge1-01", **settings: Any) -> Host:
     """A host whose Python is ``fakes/misbehaving_helper.py``."""
-    return make_host(python=(sys.executable, str(MISBEHAVING), mode), **settings)
+    return make_host(name, python=(sys.executable, str(MISBEHAVING), mode), **settings)
 
 
 async def greet(transport: Transport, host: Host) -> Hello:

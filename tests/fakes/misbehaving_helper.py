@@ -36,6 +36,14 @@ def read_order() -> dict[str, Any]:
     return frame
 
 
+def read_slowly() -> None:
+    """Read a frame and its bytes, at 200 KiB/s."""
+    frame: dict[str, Any] = json.loads(sys.stdin.buffer.readline())
+    for _ in range(0, frame["size"], 32768):
+        sys.stdin.buffer.read(32768)
+        time.sleep(0.16)
+
+
 def hello(marker: str, **other: Any) -> None:
     out.write(b"\0IMGCACHE0001 " + marker.encode() + b"\n")
     content = {
@@ -160,6 +168,16 @@ def misbehave(mode: str, order_id: int) -> None:
         for _ in range(1000):
             progress(order_id, 5)
             time.sleep(0.1)
+    elif mode == "deaf":
+        time.sleep(60)
+    elif mode == "refuses-data":
+        time.sleep(1)
+        misbehave("good", order_id)
+        time.sleep(60)
+    elif mode == "slow-reader":
+        for _ in range(3):
+            read_slowly()
+        misbehave("good", order_id)
     elif mode == "crash":
         send(
             {"event": "crash", "traceback": "ValueError\n<imgcache-helper>/core.py:7 in \x1b[main"}

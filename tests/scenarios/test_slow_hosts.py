@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fakes.hosts import make_host
+from fakes.hosts import make_host, misbehaving
+from imgcache.errors import ErrorCode
 from imgcache.events import NullSink
 from imgcache.operations import host_run
 from imgcache.operations.engine import Engine, Limits
@@ -17,13 +18,13 @@ from imgcache.operations.interrupt import Interrupt
 from imgcache.operations.rollout import Rollout, Waves
 from imgcache.operations.sources import NoSources
 from imgcache.policy import Amount
+from imgcache.transport import conversation
 from imgcache.transport.local import LocalTransport
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from imgcache.errors import ErrorCode
     from imgcache.model import Host, Image
     from imgcache.operations.host_run import HostRun
 
@@ -128,6 +129,34 @@ def test_a_wave_goes_on_without_those_that_do_not_answer(run: Run) -> None:
     assert run.run(waves=Waves(canary=1, wave=Amount(count=1))) == {}
     assert sorted(run.ended[:3]) == ["quick-0", "quick-1", "quick-2"]
     assert run.ended[3:] == ["slow"]
+
+
+@pytest.mark.row("S8")
+def test_hosts_that_stop_reading_cost_the_others_no_place(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversation, "WRITE_STALL_S", 4.0)
+    monkeypatch.setattr(conversation, "WRITE_LOOK_S", 0.1)
+    deaf = [f"deaf-{number}" for number in range(3)]
+    run.hosts += [misbehaving("deaf", name=name) for name in deaf]
+    for number in range(4):
+        run.add(f"quick-{number}")
+
+    async def work(context: HostRun, images: Sequence[Image]) -> None:
+        if context.host.name not in deaf:
+            return await Run.work(run, context, images)
+        try:
+            async with context.converse(()) as talk:
+                order = talk.order("fetch")
+                await talk.ready()
+                while True:
+                    await talk.send_data(order, bytes(conversation.MAX_DATA_BYTES))
+        finally:
+            run.ended.append(context.host.name)
+
+    monkeypatch.setattr(run, "work", work)
+    assert run.run() == dict.fromkeys(deaf, ErrorCode.HANG)
+    assert sorted(run.ended[:4]) == [f"quick-{number}" for number in range(4)]
 
 
 def test_where_nobody_may_wait_beside_each_host_keeps_its_place(run: Run) -> None:

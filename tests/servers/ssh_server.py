@@ -38,6 +38,10 @@ class SshServer:
     forward: bool = False
     """Whether it serves as a jump host."""
     host_keys: tuple[str, ...] = ("ssh-ed25519",)
+    window: int = 2 * 1024 * 1024
+    """Bytes that a client may send to a program before it has been read."""
+    reads: bool = True
+    """Whether anything reads what a client sends to a program; else none is started."""
     commands: list[str] = field(default_factory=list)
     logins: int = 0
     environment: dict[str, str] = field(default_factory=dict)
@@ -116,6 +120,7 @@ async def ssh_server(folder: Path, **settings: Any) -> AsyncIterator[SshServer]:
         server_host_keys=keys,
         process_factory=run if server.sessions else None,
         encoding=None,
+        window=server.window,
     )
     server.port = listener.get_port()
     lines = [
@@ -141,6 +146,9 @@ async def _run(server: SshServer, process: asyncssh.SSHServerProcess[bytes]) -> 
     server.commands.append(command)
     server.environment.update(process.env)
     server.terminals.append(process.term_type)
+    if not server.reads:
+        await process.channel.wait_closed()
+        return
     child = await asyncio.create_subprocess_exec(
         *server.shell,
         command,

@@ -45,6 +45,9 @@ class Bytes:
     async def write(self, data: bytes) -> None:
         raise NotImplementedError
 
+    def unsent(self) -> int:
+        raise NotImplementedError
+
     def stderr_tail(self) -> str:
         return ""
 

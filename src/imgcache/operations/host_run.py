@@ -89,12 +89,12 @@ class HostRun:
 
     @asynccontextmanager
     async def converse(self, modules: Sequence[str]) -> AsyncIterator[Conversation]:
-        """See ``HostContext``. A host that is slow to answer lends its place until it does."""
+        """See ``HostContext``. A host lends its place while it does not answer or takes nothing."""
         self.logged_in = True
         patience = _Patience(self, self._engine)
         transport = self._engine.transport
         try:
-            async with start_conversation(transport, self.host, modules, patience.answered) as talk:
+            async with start_conversation(transport, self.host, modules, patience) as talk:
                 yield talk
         finally:
             patience.end()
@@ -299,15 +299,19 @@ class HostRun:
 
 
 class _Patience:
-    """Lends the place of a host while it takes long to answer, from the connection to the helper's hello."""
+    """Lends the place of a host until the helper's hello, and while a write stands still.
+
+    See ``conversation.Patience``.
+    """
 
     def __init__(self, run: HostRun, engine: Engine) -> None:
         self._run = run
         self._engine = engine
         self._lent = False
-        self._timer = asyncio.get_running_loop().call_later(PATIENCE_S, self._lose)
+        self._timer = asyncio.get_running_loop().call_later(PATIENCE_S, self.stands_still)
 
-    def _lose(self) -> None:
+    def stands_still(self) -> None:
+        """Lend the place, if enough others may still do so."""
         if self._run.has_place and self._engine.places.may_lend:
             self._engine.places.lend()
             self._run.has_place = False
@@ -318,14 +322,21 @@ class _Patience:
         """Wait for a place again, if it was lent."""
         self._timer.cancel()
         self._run.reached = True
-        if self._lent:
+        await self.moves_again()
+
+    async def moves_again(self) -> None:
+        """Wait for a place again, if it was lent."""
+        if not self._lent:
+            return
+        if not self._run.has_place:
             await self._run.take_back()
-            self._run.has_place, self._lent = True, False
-            self._engine.answered(self._run.host)
+        self._run.has_place, self._lent = True, False
+        self._engine.answered(self._run.host)
 
     def end(self) -> None:
-        """Give the host its place back at once: it has not answered, and is about to end or to wait."""
+        """Give the host its place back at once: it is about to end or to wait."""
         self._timer.cancel()
-        if self._lent:
+        if self._lent and not self._run.has_place:
             self._engine.places.take_back_now()
-            self._run.has_place, self._lent = True, False
+            self._run.has_place = True
+        self._lent = False

@@ -54,6 +54,12 @@ class Session(Protocol):
             ContactLostError: the connection is gone.
         """
 
+    def unsent(self) -> int:
+        """Return how much still keeps ``write`` waiting: falls while the peer or the network takes some.
+
+        In bytes as far as they can be counted; only whether it is lower than before has a meaning.
+        """
+
     async def read(self, max_bytes: int) -> bytes:
         """Return 1 to ``max_bytes`` bytes of its standard output, or ``b""`` at the end.
 

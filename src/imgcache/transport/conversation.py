@@ -17,7 +17,7 @@ import secrets
 import time
 from collections import deque
 from contextlib import aclosing, asynccontextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from imgcache.errors import ContactLostError, ErrorCode, HostError
 from imgcache.transport import launch
@@ -26,7 +26,7 @@ from imgcache.transport.orders import ROWS, Hello, Message, Order, OrderError, r
 from imgcache.transport.wire import FrameReader, protocol_error
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
     from imgcache.model import Host, Secret
     from imgcache.transport.base import Session, Transport
@@ -39,8 +39,25 @@ HELLO_TIMEOUT_S = 15.0
 #: From ``bye`` to the helper's end.
 GOODBYE_TIMEOUT_S = 5.0
 PING_INTERVAL_S = 3.0
+#: After the hello: how long a host, or the way to it, may take nothing of what is sent.
+WRITE_STALL_S = 60.0
+#: How often it is looked whether a write that waits has moved.
+WRITE_LOOK_S = 1.0
 #: The most bytes one ``data`` frame may carry.
 MAX_DATA_BYTES = 256 * 1024
+
+
+class Patience(Protocol):
+    """What is to happen while a host keeps the controller waiting."""
+
+    async def answered(self) -> None:
+        """Note the helper's hello; nothing else is done, or counts as time, before it returns."""
+
+    def stands_still(self) -> None:
+        """Note that the host takes nothing of what is sent."""
+
+    async def moves_again(self) -> None:
+        """Note that it does again, or has all; nothing else is sent before it returns."""
 
 
 @asynccontextmanager
@@ -48,13 +65,12 @@ async def start_conversation(
     transport: Transport,
     host: Host,
     modules: Sequence[str],
-    on_hello: Callable[[], Awaitable[None]] | None = None,
+    patience: Patience | None = None,
 ) -> AsyncIterator[Conversation]:
     """Connect to ``host`` and start the helper with these of its modules.
 
     Nothing is written, and the helper not waited for, before the first ``flush``, ``ready`` or
-    ``receive``. Leaving says good-bye, waits a few seconds at most, and closes everything. ``on_hello`` is
-    awaited once, as soon as the helper has answered: nothing else is, or counts as time, before it returns.
+    ``receive``. Leaving says good-bye, waits a few seconds at most, and closes everything.
 
     Raises:
         HostError: see ``Transport.open``; when the helper does not start, the first wait raises a code
@@ -62,7 +78,7 @@ async def start_conversation(
     """
     command = launch.command_for(host)
     async with transport.open(host, command) as session:
-        conversation = Conversation(session, host, modules, on_hello)
+        conversation = Conversation(session, host, modules, patience)
         try:
             yield conversation
         finally:
@@ -77,10 +93,10 @@ class Conversation:
         session: Session,
         host: Host,
         modules: Sequence[str],
-        on_hello: Callable[[], Awaitable[None]] | None = None,
+        patience: Patience | None = None,
     ) -> None:
         self._session = session
-        self._on_hello = on_hello
+        self._patience = patience
         self._host = host
         self._marker = secrets.token_hex(16)
         self._reader = FrameReader(session, self._marker)
@@ -126,8 +142,11 @@ class Conversation:
         """Send everything that is queued, in one write.
 
         Raises:
-            HostError: the helper has ended or the connection is gone.
+            HostError: the helper has ended, the connection is gone, or the host takes no more; before the
+                helper's hello its deadline holds.
         """
+        if not self._outgoing:
+            return
         async with self._write_lock:
             data = bytes(self._outgoing)
             self._outgoing.clear()
@@ -141,11 +160,11 @@ class Conversation:
             HostError: see ``start_conversation``.
         """
         await self.flush()
+        is_first = self._hello is None
         while self._hello is None:
             await self._take_frame(self._hello_timeout())
-        if self._on_hello:
-            on_hello, self._on_hello = self._on_hello, None
-            await on_hello()
+        if is_first and self._patience:
+            await self._patience.answered()
         return self._hello
 
     async def receive(self, order: Order, timeout_s: float) -> Message:
@@ -293,13 +312,41 @@ class Conversation:
         if self._hello_deadline is None:
             self._hello_deadline = time.monotonic() + HELLO_TIMEOUT_S
         self._written_at = time.monotonic()
+        writing = asyncio.ensure_future(self._session.write(data))
         try:
-            await self._session.write(data)
+            if self._hello is None:
+                await asyncio.wait((writing,), timeout=max(self._hello_timeout(), 0))
+            else:
+                await self._while_it_moves(writing)
+            if not writing.done():
+                if self._hello is None:
+                    await self._take_frame(0)  # what it has said tells more
+                self._failure = self._deaf()
+                raise self._failure
+            writing.result()
         except ContactLostError as error:
             # What the helper said last tells more than the broken pipe.
             if self._hello is None:
                 await self._fail_at_end()
             raise error
+        finally:
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
+
+    async def _while_it_moves(self, writing: asyncio.Future[None]) -> None:
+        """Wait for a write until it is done, or nothing of it has been taken for ``WRITE_STALL_S``."""
+        lowest, moved_at, stood_still = self._session.unsent(), time.monotonic(), False
+        while not (await asyncio.wait((writing,), timeout=WRITE_LOOK_S))[0]:
+            unsent, now = self._session.unsent(), time.monotonic()
+            if unsent < lowest:
+                lowest, moved_at = unsent, now
+            elif now - moved_at > WRITE_STALL_S:
+                return
+            elif self._patience and now - moved_at > WRITE_LOOK_S:
+                stood_still = True
+                self._patience.stands_still()
+        if self._patience and stood_still:
+            await self._patience.moves_again()
 
     def _hello_timeout(self) -> float:
         deadline = self._hello_deadline or time.monotonic() + HELLO_TIMEOUT_S
@@ -362,6 +409,12 @@ class Conversation:
         raise explain_end(
             self._host, status, stderr, self._reader.noise(), started=self._hello is not None
         )
+
+    def _deaf(self) -> HostError:
+        """Return the error for a host that has taken nothing of what was sent for too long."""
+        message = f"the host takes no more of what it is sent: nothing for {WRITE_STALL_S:.0f} s"
+        hint = "look for a stopped helper or a stuck disk there; then run again"
+        return ContactLostError(ErrorCode.HANG, message, hint=hint)
 
     def _silence(self, timeout_s: float) -> HostError:
         if self._hello is None:

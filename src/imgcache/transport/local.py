@@ -114,6 +114,10 @@ class _LocalSession(asyncio.SubprocessProtocol):
             message = "the helper's process takes no more input"
             raise ContactLostError(ErrorCode.LOST, message)
 
+    def unsent(self) -> int:
+        """See ``Session``."""
+        return self._stdin().get_write_buffer_size()
+
     async def read(self, max_bytes: int) -> bytes:
         """See ``Session``."""
         return await self._output.take(max_bytes, lambda: self._eof)

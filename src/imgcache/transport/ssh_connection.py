@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import socket
+import struct
+import termios
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -108,6 +112,9 @@ class Connection(asyncssh.SSHClientConnection):
         self._received = 0
         self._began_at = self._now()
         self.flooded = False
+        #: How often the network took what it had refused before.
+        self.resumed = 0
+        self._wire: object = None
         self.drained = asyncio.Event()
         self.drained.set()
         super().__init__(asyncio.get_running_loop(), options)
@@ -129,12 +136,40 @@ class Connection(asyncssh.SSHClientConnection):
 
     def resume_writing(self) -> None:
         """See ``asyncio.Protocol``."""
+        self.resumed += 1
         self.drained.set()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See ``asyncio.Protocol``; behind a jump host the transport is a channel of that connection."""
+        self._wire = transport
+        super().connection_made(transport)
+
+    def unsent(self) -> int:
+        """Return the bytes that wait here and in the kernel for the network; or here, for a jump host."""
+        if isinstance(self._wire, asyncssh.SSHTCPChannel):
+            return self._wire.get_write_buffer_size()
+        if isinstance(self._wire, asyncio.WriteTransport):
+            waiting = self._wire.get_write_buffer_size()
+            return waiting + _unacknowledged(self._wire.get_extra_info("socket"))
+        return 0
 
     def connection_lost(self, exc: Exception | None = None) -> None:
         """See ``asyncio.Protocol``."""
         self.drained.set()
         super().connection_lost(exc)
+
+
+def _unacknowledged(sock: Any) -> int:
+    """Return the bytes that the peer's kernel has still to take, 0 where that cannot be known.
+
+    Source: tcp(7), ``SIOCOUTQ``, which has the number of ``TIOCOUTQ``.
+    """
+    if not hasattr(sock, "fileno") or sock.family == socket.AF_UNIX:
+        return 0
+    try:
+        return int(struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0])
+    except OSError:
+        return 0
 
 
 async def shut(connection: asyncssh.SSHClientConnection | None) -> None:
@@ -220,8 +255,23 @@ class SshSession(asyncssh.SSHClientSession[bytes]):
             raise contact_lost(exc, self._broken_jump()) from None
         await self._writable.wait()
         await self._connection.drained.wait()
+        if (jump := self._jump_connection()) is not None:
+            # Else all that hosts behind it are sent would wait in our memory.
+            await jump.drained.wait()
         if self._ended.is_set():
             raise self._loss()
+
+    def unsent(self) -> int:
+        """See ``Session``. What others send through a jump host counts only while we wait for that."""
+        waiting = self._channel.get_write_buffer_size() if self._channel else 0
+        jump = self._jump_connection()
+        if jump is None or not (self._writable.is_set() and self._connection.drained.is_set()):
+            return waiting + self._connection.unsent()
+        return waiting - jump.resumed
+
+    def _jump_connection(self) -> Connection | None:
+        connection = self._jump[1].connection if self._jump else None
+        return connection if isinstance(connection, Connection) else None
 
     async def read(self, max_bytes: int) -> bytes:
         """See ``Session``."""
