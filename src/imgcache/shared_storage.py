@@ -33,9 +33,17 @@ def group_by_storage(views: Iterable[HostView]) -> list[tuple[HostView, ...]]:
 
 def not_examined(group: Sequence[HostView]) -> tuple[str, ...]:
     """Return the hosts that use this storage, by Nova's own list, and gave no view of it."""
-    examined = {view.cache.nodename for view in group}
+    examined = [view.cache.nodename for view in group]
     named = {name for view in group for name in view.cache.shares_with}
-    return tuple(sorted(named - examined))
+    missing = (name for name in named if not any(_same_host(name, one) for one in examined))
+    return tuple(sorted(missing))
+
+
+def _same_host(one: str, other: str) -> bool:
+    """Whether two names are of one host, as the helper judges it: ``edge1`` is ``Edge1.example.net``."""
+    short, _, domain = one.lower().rstrip(".").partition(".")
+    other_short, _, other_domain = other.lower().rstrip(".").partition(".")
+    return short == other_short and (domain == other_domain or not (domain and other_domain))
 
 
 def why_held(group: Sequence[HostView]) -> str | None:

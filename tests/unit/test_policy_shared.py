@@ -65,6 +65,18 @@ def test_all_that_share_must_be_examined() -> None:
     assert not_examined([alone]) == ("h2", "h3")
 
 
+def test_short_and_full_names_are_of_one_host() -> None:
+    views = shared(cache([entry(1)]), cache([entry(1)]))
+    named = replace(
+        views[0].cache, shares_with=("H2.Example.net", "h1.example.net", "h2.other.net")
+    )
+    full = [
+        HostView("h1", named),
+        HostView("h2", replace(views[1].cache, nodename="h2.example.net")),
+    ]
+    assert not_examined(full) == ("h2.other.net",)
+
+
 def test_hosts_are_grouped_by_their_storage() -> None:
     own = [HostView(name, cache([])) for name in ("a", "b")]
     groups = group_by_storage([*own, *shared(cache([]), cache([]))])

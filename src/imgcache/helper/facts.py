@@ -98,7 +98,7 @@ def describe(cache, nova_usage, problems, mark):
         "nova_usage": 0 if own else nova_usage,
         "problems": problems,
         "storage_id": word,
-        "shares_with": [host for host in shared.users if host != nodename],
+        "shares_with": shared.sharers(nodename),
         "nodename": nodename,
         "policy": values,
     }

@@ -32,6 +32,11 @@ _NOBODY = (
     "%s is on %s, and %s/compute_nodes names no host of the last day, so those that share it are not known;"
     " let nova-compute's cache manager run ([image_cache] manager_interval): it need not remove anything"
 )
+#: Nova itself starts with an empty registry then.
+_BROKEN = (
+    "%s/compute_nodes, where Nova registers them, %s; nova-compute writes it again in the next pass of its"
+    " cache manager; remove the file where none runs"
+)
 
 
 class Sharing:
@@ -58,8 +63,16 @@ class Sharing:
                 None,
             )  # the instances are shared, each has a cache of its own
         self.others = len(self.users) > 1 or mounts.may_be_shared(self.kind)
+        # Nobody else can have registered there, whatever name this host had then.
+        self.alone = len(self.users) == 1 and not self.others and self.kind != mounts.UNKNOWN
         if cache.cache_fd is not None:
             self.doubt = self.doubt_others()
+
+    def sharers(self, nodename):
+        """Return the hosts that use the storage besides this one, which Nova knows by this name."""
+        if self.alone:
+            return []
+        return [host for host in self.users if not same_host(host, nodename)]
 
     def doubt_others(self):
         """Return why there may be hosts on network storage that nobody names.
@@ -96,8 +109,25 @@ class Sharing:
         return word
 
 
+def same_host(one, other):
+    """Whether two names are of one host: a short name is that of any full one that begins with it."""
+    short, _, domain = one.lower().rstrip(".").partition(".")
+    other_short, _, other_domain = other.lower().rstrip(".").partition(".")
+    return short == other_short and (domain == other_domain or not (domain and other_domain))
+
+
+def _distinct(hosts):
+    """Return the hosts, those with two names once, by the longer one."""
+    found = []
+    for host in sorted(hosts, key=lambda name: (-len(name), name)):
+        if not any(same_host(host, other) for other in found):
+            found.append(host)
+    return sorted(found)
+
+
 def storage_users(cache):
     """Return the hosts that used this storage of late, by Nova's registry; none when there is no registry."""
+    text = b""
     for _ in range(4):
         try:
             fd = os.open(
@@ -112,10 +142,12 @@ def storage_users(cache):
         try:
             now = time.time()
             seen = decode(text.decode("utf-8")).items()
-            return sorted(str(host)[:255] for host, at in seen if now - float(at) < _RECENT_S)
+            return _distinct(str(host)[:255] for host, at in seen if now - float(at) < _RECENT_S)
         except (ValueError, AttributeError, TypeError):
             time.sleep(0.1)  # Nova rewrites it in place
-    raise Failure("io", "%s/compute_nodes holds no JSON object" % cache.instances_path)
+    raise Failure(
+        "io", _BROKEN % (cache.instances_path, "holds no JSON object" if text else "is empty")
+    )
 
 
 def _marked(cache):

@@ -30,6 +30,10 @@ _GONE = (FileNotFoundError, NotADirectoryError)
 #: Folders and files that hold no disks, and that are often readable for root only.
 _NO_DISKS = re.compile(r"lost\+found|console\.log(\.[0-9]+)?")
 
+#: Snapshots of a filer or a file system: old copies, which nothing runs from, and which nobody can mend.
+#: At the top of the instances and of the cache, where they are shown, and nowhere else.
+SNAPSHOTS = frozenset((".snapshot", ".snapshots", "~snapshot", ".zfs", ".snap"))
+
 Roots = collections.namedtuple("Roots", "proc sys libvirt")
 ROOTS = Roots("/proc", "/sys", ("/etc/libvirt/qemu", "/run/libvirt/qemu"))
 
@@ -149,6 +153,8 @@ class Scan:
         if self.cache.own_fd is not None:
             self.folders.add(_inode(os.fstat(self.cache.own_fd)))
         for name in self.names_in(self.cache.cache_fd, self.cache.path):
+            if name in SNAPSHOTS:
+                continue
             if not name.endswith(
                 (".part", ".converted")
             ):  # unverified bytes, never used as they are
@@ -172,6 +178,8 @@ class Scan:
             for place, name in enumerate(names):
                 if not depth and self.tell:
                     self.tell("inspect", place, len(names))
+                if not depth and name in SNAPSHOTS:
+                    continue
                 if not depth and name == "locks":
                     continue  # opening and closing a lock file of Nova's would let go of our own lock on it
                 try:

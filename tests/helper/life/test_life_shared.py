@@ -92,6 +92,58 @@ def test_shared_instances_that_nova_registers_are_removed_from(
         assert life.remove_one(path) is None
 
 
+@pytest.mark.parametrize("name", ["another-name.example.net", f"{ME}.example.net", ME.upper()])
+def test_one_host_registered_on_a_local_disk_is_this_one(
+    name: str, tree: Tree, tmp_path: Path
+) -> None:
+    """Deployments give nova-compute another name than the machine's (edpm-ansible #587, rpc-openstack #9)."""
+    path = tree.image("image")
+    register(tree, **{name: 60, "before": 2 * DAY})
+    with on(tree, tmp_path / "mounts", ext4=tree.instances) as life:
+        facts = life.look()[1]
+        assert (facts["shares_with"], facts["storage_id"], facts["problems"]) == ([], None, [])
+        assert life.remove_one(path) is None
+
+
+@pytest.mark.parametrize(
+    "names", [[f"{ME}.example.net"], [ME.upper()], [ME, f"{ME.capitalize()}.Example.net"]]
+)
+def test_short_and_full_names_are_of_one_host(names: list[str], tree: Tree, tmp_path: Path) -> None:
+    tree.image("image")
+    register(tree, **dict.fromkeys([*names, "other.example.net"], 60.0))
+    with on(tree, tmp_path / "mounts", nfs4=tree.instances) as life:
+        assert life.look()[1]["shares_with"] == ["other.example.net"]
+
+
+def test_two_hosts_on_a_local_disk_share_it(tree: Tree, tmp_path: Path) -> None:
+    """This host exports its own disk."""
+    tree.image("image")
+    register(tree, **{f"{ME}.a.example": 60, f"{ME}.b.example": 60, "other": 60})
+    with on(tree, tmp_path / "mounts", ext4=tree.instances) as life:
+        facts = life.look()[1]
+    assert "other" in facts["shares_with"]
+    assert facts["storage_id"]
+
+
+@pytest.mark.row("H14")
+@pytest.mark.parametrize("kind", ["ext4", "nfs4"])
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [("", "is empty"), ("{", "no JSON object"), ('{"h": null}', "no JSON object"), ("[]", "no")],
+)
+def test_an_empty_or_broken_registry_keeps_all_and_is_told(
+    kind: str, text: str, word: str, tree: Tree, tmp_path: Path
+) -> None:
+    path = tree.image("image")
+    (tree.instances / "compute_nodes").write_text(text)
+    with on(tree, tmp_path / "mounts", **{kind: tree.instances}) as life:
+        (problem,) = life.look()[1]["problems"]
+        assert f"{tree.instances}/compute_nodes, where Nova registers them, " in problem
+        assert word in problem
+        assert "nova-compute writes it again" in problem
+        assert life.remove_one(path) == "evidence"
+
+
 @pytest.mark.row("H14")
 def test_hosts_that_share_their_instances_and_have_a_base_folder_each_share_no_cache(
     tree: Tree, tmp_path: Path

@@ -56,6 +56,25 @@ def test_overlay_anywhere(place: str, tree: Tree, life: Life) -> None:
 
 
 @pytest.mark.qemu
+@pytest.mark.parametrize("name", [".snapshot", "~snapshot", ".snapshots", ".zfs"])
+def test_snapshots_of_a_filer_keep_nothing_and_block_nothing(
+    name: str, tree: Tree, life: Life
+) -> None:
+    """Old copies of disks; nobody can mend in there what cannot be read."""
+    base, used = tree.image("unused"), tree.image("used")
+    tree.disk(base, f"{name}/hourly.0/u1/disk")
+    lost = tree.instances / name / "hourly.1" / "link"
+    lost.parent.mkdir()
+    lost.symlink_to("/volume/that/is/gone")
+    (tree.cache / name / "hourly.0").mkdir(parents=True)
+    (tree.cache / name / "hourly.0" / "link").symlink_to("/volume/that/is/gone")
+    tree.disk(used, f"8f7e-uuid/{name}/disk")  # deeper it is a folder like others
+    assert life.look()[1]["problems"] == []
+    assert life.users(base) == []
+    assert life.remove(base, used) == [("removed", None), ("kept", "in-use")]
+
+
+@pytest.mark.qemu
 @pytest.mark.row("D5")
 def test_names_in_every_form(tree: Tree, life: Life) -> None:
     names = {form: tree.image(form) for form in ("absolute", "relative", "file", "json", "deep")}
