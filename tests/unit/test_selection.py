@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from imgcache.config.groups import _open
 from imgcache.config.inventory import parse_inventory
 from imgcache.errors import ExitCode, UsageError
 from imgcache.operations.selection import Selection, select_hosts
@@ -97,7 +98,7 @@ def test_a_mistyped_exclusion_widens_nothing() -> None:
 
 
 @pytest.mark.row("C8")
-@pytest.mark.parametrize("node_set", ["e[1-1000000000]", "*", "@all", "e[1-3]!e1", "", "e1 e2"])
+@pytest.mark.parametrize("node_set", ["e[1-1000000000]", "*", "@all", "e[1-3]!e1!", "", "e1 e2"])
 def test_no_node_set_beyond_names_and_ranges(node_set: str) -> None:
     refusal(Selection(hosts=(node_set,)))
 
@@ -111,3 +112,27 @@ def test_a_large_wrong_range_is_told_briefly() -> None:
 def test_an_exclusion_that_leaves_nothing_is_refused() -> None:
     error = refusal(Selection(aggregates=("edge-3",), exclude=("e8",)))
     assert "no hosts left" in error.message
+
+
+def test_node_sets_with_operators_select() -> None:
+    assert names(Selection(hosts=("e[1-5]!e[2-4]",))) == ["e1", "e5"]
+
+
+def test_groups_select_and_exclude(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "groups.conf").write_text(
+        "[Main]\ndefault: l\n[l]\nmap: sed -n 's/^$GROUP: *//p' $CFGDIR/groups\n"
+        "list: sed 's/:.*//' $CFGDIR/groups\n"
+    )
+    (tmp_path / "groups").write_text("one: e[1-2]\nmore: e[2-3],ctl\nnone:\n")
+    monkeypatch.setenv("CLUSTERSHELL_CFGDIR", str(tmp_path))
+    _open.cache_clear()
+    try:
+        assert names(Selection(hosts=("@one",))) == ["e1", "e2"]
+        # A group to leave out may have more than the inventory; one to work on may not.
+        assert names(Selection(hosts=("e[1-3]",), exclude=("@more",))) == ["e1"]
+        assert "host 'ctl' is not in the inventory" in refusal(Selection(hosts=("@more",))).message
+        assert "no group @moer" in refusal(Selection(all=True, exclude=("@moer",))).message
+        assert names(Selection(hosts=("e1",), exclude=("@none",))) == ["e1"]
+        assert "there are none in what was named" in refusal(Selection(hosts=("@none",))).message
+    finally:
+        _open.cache_clear()

@@ -22,7 +22,7 @@ _LOGIN = re.compile(r"[^\s@:,/-][^\s:,/]*\Z")
 _ACCOUNT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\$?\Z", re.ASCII)
 _WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]")
 _HOP = re.compile(
-    r"(?:(?P<user>[^\s@,/-][^\s@,/]*)@)?(?:\[(?P<ip>[^\]\s]+)\]|(?P<name>[^\s:@,/\[\]]+))(?::(?P<port>\d{1,5}))?\Z"
+    r"(?:(?P<user>[^\s@,/-][^\s,/]*)@)?(?:\[(?P<ip>[^\]\s]+)\]|(?P<name>[^\s:@,/\[\]]+))(?::(?P<port>\d{1,5}))?\Z"
 )
 _PORT = re.compile(r"\s*\d{1,5}\s*", re.ASCII)
 _MAX_TEXT = 4096

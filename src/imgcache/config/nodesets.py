@@ -1,8 +1,15 @@
-"""Host names and node sets (``edge1-[01-20],edge2-07``), checked before anything is expanded."""
+"""Host names and node sets (``edge1-[01-20],edge2-07``), checked before anything is expanded.
+
+Node sets are ClusterShell's: ranges with steps, groups (``@name``, ``@source:name``, ``@*``) and the
+operators ``,`` (and), ``!`` (without), ``&`` (common) and ``^`` (either), from left to right. Wildcards
+are refused.
+Source: ClusterShell's documentation, tools/nodeset.
+"""
 
 from __future__ import annotations
 
 import ipaddress
+import math
 import re
 
 from imgcache.text import printable
@@ -15,9 +22,14 @@ _MAX_DIGITS = 9
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\Z")
 _SCOPE = re.compile(r"[A-Za-z0-9_.-]{1,32}\Z")
-_SET_CHARS = re.compile(r"[A-Za-z0-9_.,/\[\]-]+\Z")
+_SET_CHARS = re.compile(r"[A-Za-z0-9_.,/\[\]@:*!&^-]+\Z")
+_OPERATOR = re.compile(r"[,!&^](?![^\[]*\])")
 _RANGE = re.compile(r"(\d+)(?:-(\d+)(?:/(\d+))?)?\Z", re.ASCII)
 _BRACKETS = re.compile(r"\[([^\[\]]*)\]")
+#: The name may become a part of a command that groups.conf names, so nothing that a shell could see.
+_GROUP = re.compile(r"@(?:[A-Za-z0-9_][A-Za-z0-9_.-]*:)?(?:\*|[A-Za-z0-9_][A-Za-z0-9_.:-]*)\Z")
+#: How Ansible writes ranges.
+_COLONS = re.compile(r"\[(\w+):(\w+)(?::(\d+))?\]", re.ASCII)
 
 
 def check_host_name(name: str) -> str:
@@ -30,6 +42,9 @@ def check_host_name(name: str) -> str:
         return _check_ipv6(name)
     if name.startswith("-"):
         message = f"{_shown(name)} starts with '-': it would be taken for an option"
+        raise ValueError(message)
+    if name.startswith("@"):
+        message = f"{_shown(name)} is a group of hosts, where one host is to be named"
         raise ValueError(message)
     if "@" in name:
         message = f"{_shown(name)} names a user: give it as 'user:'"
@@ -60,45 +75,59 @@ def _shown(name: str) -> str:
 
 
 def count_hosts(text: str) -> int:
-    """Return how many names a node set stands for at most, without expanding it.
-
-    Accepted: names, ranges with steps (``[01-20]``, ``[1-9/2,12]``) and commas; none of ClusterShell's
-    groups, wildcards and set operators, which could widen a set unseen.
+    """Return how many names a node set stands for at most; only groups are looked up for that.
 
     Raises:
-        ValueError: not a node set; or more than ``MAX_HOSTS`` names.
+        ValueError: not a node set; more than ``MAX_HOSTS`` names; or a group that cannot be resolved.
     """
     if not _is_set(text):
         check_host_name(text)
         return 1
+    _refuse_colons(text)
     if len(text) > _MAX_SET_CHARS or not _SET_CHARS.match(text):
         message = f"{_shown(text)} is not a node set such as edge1-[01-20],edge2-07"
         raise ValueError(message)
-    total = sum(_count_part(part) for part in _split_outside(text))
+    parts = _OPERATOR.split(text)
+    total = sum(_count_part(part) for part in parts)
     if total > MAX_HOSTS:
         message = f"{_shown(text)} stands for {total} hosts, more than {MAX_HOSTS}"
         raise ValueError(message)
-    return total
+    return len(_resolve(text)) if any(part.startswith("@") for part in parts) else total
 
 
 def _is_set(text: str) -> bool:
-    return "[" in text or "]" in text or "," in text
+    return text.startswith("@") or any(char in text for char in "[],!&^")
 
 
-def _split_outside(text: str) -> list[str]:
-    """Split at the commas that are not inside of brackets."""
-    return re.split(r",(?![^\[]*\])", text)
+def _refuse_colons(text: str) -> None:
+    found = _COLONS.search(text)
+    if not found:
+        return
+    first, last, step = found.groups()
+    if first.isdigit() and last.isdigit():
+        right = f"did you mean '[{first}-{last}{f'/{step}' if step else ''}]'?"
+    else:
+        right = "name each: there are no ranges of letters"
+    message = f"'{found[0]}' is a range as Ansible writes it: {right}"
+    raise ValueError(message)
 
 
 def _count_part(part: str) -> int:
-    count = 1
     if "][" in part:
         message = f"{_shown(part)} has two ranges side by side"
         raise ValueError(message)
-    for ranges in _BRACKETS.findall(part):
-        count *= sum(_count_range(text) for text in ranges.split(","))
-    # What is left must be a host name with any number in place of each range.
-    check_host_name(_BRACKETS.sub("0", part))
+    ranges = _BRACKETS.findall(part)
+    count = math.prod(sum(_count_range(text) for text in one.split(",")) for one in ranges)
+    # What is left must be a name with any number in place of each range.
+    name = _BRACKETS.sub("0", part)
+    if not part.startswith("@"):
+        if ":" in name:
+            message = f"{_shown(part)}: an IPv6 address cannot be part of a node set"
+            raise ValueError(message)
+        check_host_name(name)
+    elif not _GROUP.match(name):
+        message = f"{_shown(part)} is not a group such as @compute or @racks:r7"
+        raise ValueError(message)
     return count
 
 
@@ -126,20 +155,29 @@ def _count_range(text: str) -> int:
 
 
 def expand_hosts(text: str) -> tuple[str, ...]:
-    """Return the names that a node set stands for, each once, in ClusterShell's order.
+    """Return the names that a node set stands for, each once, in ClusterShell's order; there may be none.
 
     Raises:
         ValueError: see ``count_hosts``.
     """
     count_hosts(text)
-    if not _is_set(text):
-        return (text,)
+    return _resolve(text) if _is_set(text) else (text,)
+
+
+def _resolve(text: str) -> tuple[str, ...]:
     from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet, NodeSetException  # noqa: PLC0415
+    from ClusterShell.NodeUtils import GroupResolverError, GroupSourceError  # noqa: PLC0415
+
+    from imgcache.config.groups import open_groups  # noqa: PLC0415
 
     try:
-        names = tuple(str(name) for name in NodeSet(text, resolver=RESOLVER_NOGROUP))
+        resolver = open_groups(MAX_HOSTS) if "@" in text else RESOLVER_NOGROUP
+        names = tuple(str(name) for name in NodeSet(text, resolver=resolver))
+    except (GroupResolverError, GroupSourceError) as exc:
+        message = f"{_shown(text)} cannot be resolved: {printable(str(exc), 200)} (see groups.conf)"
+        raise ValueError(message) from exc
     except NodeSetException as exc:
-        message = f"{_shown(text)} is not a node set: {printable(str(exc), 120)}"
+        message = f"{_shown(text)} is not a node set: {printable(str(exc), 200)}"
         raise ValueError(message) from exc
     for name in names:
         check_host_name(name)

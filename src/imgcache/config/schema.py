@@ -101,7 +101,7 @@ class AggregateEntry(SettingsEntry):
 
     cell: Text | None = None
     site: Text | None = None
-    hosts: Annotated[list[HostEntry], Field(min_length=1)]
+    hosts: list[HostEntry] = []
 
 
 class SiteEntry(_FileModel):

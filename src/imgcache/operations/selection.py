@@ -59,6 +59,9 @@ def select_hosts(inventory: Inventory, selection: Selection) -> tuple[Host, ...]
         wanted.update(known)
     for name in selection.aggregates:
         wanted.update(host.name for host in inventory.aggregates[name].hosts)
+    if not wanted:
+        message = "no hosts selected: there are none in what was named"
+        raise UsageError(message, hint="name an aggregate or a group that has hosts")
     chosen = [host for name, host in known.items() if name in wanted and name not in excluded]
     if not chosen:
         message = "no hosts left: --exclude takes away all that are selected"
@@ -132,13 +135,20 @@ class _Problems:
             self._lines.append(f"and {len(unknown) - _LISTED} more {what}s")
 
     def expand(self, option: str, node_sets: Sequence[str], known: Collection[str]) -> set[str]:
-        """Return the names of the node sets; those that are not known are noted."""
+        """Return the names of the node sets; those that are not known are noted.
+
+        Groups that hosts are excluded by may hold more than the inventory.
+        """
         names: dict[str, None] = {}
         for node_set in node_sets:
             try:
-                names.update(dict.fromkeys(expand_hosts(node_set)))
+                found = expand_hosts(node_set)
             except ValueError as exc:
                 self._lines.append(f"{option}: {exc}")
+                continue
+            if option == "--exclude" and "@" in node_set:
+                found = tuple(name for name in found if name in known)
+            names.update(dict.fromkeys(found))
         self.note_unknown(f"{option}: host", list(names), known)
         return set(names)
 
