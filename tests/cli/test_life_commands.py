@@ -487,3 +487,26 @@ def test_an_image_that_cannot_be_told_ends_with_4(life: LifeSite) -> None:
         assert (done.returncode, done.stdout) == (4, ""), command
         assert "debain-12" in done.stderr
     assert life.snapshot() == before
+
+
+@pytest.mark.parametrize("service", ["good", "none", "broken"])
+def test_prune_and_verify_name_what_nova_fetched_where_the_image_service_can(
+    service: str, life: LifeSite
+) -> None:
+    """And need it for nothing: prune runs in cron."""
+    final = life.final("edge1-01", "rescue")
+    (final.parent / ".imgcache" / f"{final.name}.json").unlink()
+    life.age("rescue", 2 * DAY, "edge1-01")
+    inventory = life.folder / "inventory.yaml"
+    told = inventory.read_text("utf-8")
+    if service == "none":
+        old = "image_service:\n  kind: directory\n  path: images\n"
+        inventory.write_text(told.replace(old, "image_service: {kind: glance}\n"), "utf-8")
+    if service == "broken":
+        (life.folder / "images" / "images.yaml").write_text("images: 7")
+    label = "rescue" if service == "good" else final.name
+    assert life.words("verify", "--all")["edge1-01", label][0] == "unmanaged"
+    done = life.run("prune", "--all", "--dry-run")
+    assert done.returncode == 0
+    assert "image service" not in done.stderr
+    assert life.words("prune", "--all")["edge1-01", label][0] == "removed"

@@ -98,6 +98,7 @@ class Call:
         *,
         with_service: bool = False,
         wants_service: bool = False,
+        shows_names: bool = False,
     ) -> Report:
         """Load the inventory, open the image service if it is needed, and run the task.
 
@@ -106,6 +107,7 @@ class Call:
             request: what it is asked.
             with_service: it needs the image service; so does any host that is a node of it.
             wants_service: it uses the image service where one is configured.
+            shows_names: it asks the image service for names alone, and goes without when there is none.
 
         Raises:
             ImgcacheError: see ``task``.
@@ -114,13 +116,13 @@ class Call:
         needed = with_service or _hosts_need_service(inventory, request.selection)
         with ExitStack() as stack:
             service, missing = None, None
-            if needed or wants_service:
+            if needed or wants_service or shows_names:
                 try:
                     service = stack.enter_context(self._image_service(inventory))
                 except ConfigError as error:
                     if needed:
                         raise
-                    missing = error
+                    missing = error if wants_service else None
             sink = stack.enter_context(self.output.sink())
             _emit_notes(service, sink)
             if missing:

@@ -70,7 +70,7 @@ def prune(
         gone=gone,
     )
     try:
-        report = call.run(run_prune, request, with_service=bool(gone or keep))
+        report = call.run(run_prune, request, with_service=bool(gone or keep), shows_names=True)
     except PlanRefusedError as refused:
         call.show(outcome_listing(refused.report), refused.exit_code)
         raise

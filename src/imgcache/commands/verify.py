@@ -53,5 +53,5 @@ def verify(
         source=source.value,
     )
     with_service = adopt or repair or not all_ids(names)
-    report = call.run(run_verify, request, with_service=with_service)
+    report = call.run(run_verify, request, with_service=with_service, shows_names=True)
     return call.show(outcome_listing(report), report.exit_code())

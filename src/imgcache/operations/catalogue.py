@@ -6,10 +6,11 @@ import asyncio
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from imgcache.errors import ImageProblemsError, Problem
+from imgcache.errors import ImageProblemsError, ImageServiceError, Problem
 from imgcache.guards import base_of
 from imgcache.images.records import is_image_id
-from imgcache.model import Image, ImageId
+from imgcache.model import EntryKind, Image, ImageId
+from imgcache.operations.fleet import driver_of
 from imgcache.text import printable
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
     from imgcache.drivers.base import Driver
     from imgcache.images.base import ImageService
-    from imgcache.model import CacheEntry
+    from imgcache.model import CacheEntry, Host
+    from imgcache.plan import EntryOutcome
 
 _SHOWN_CANDIDATES = 10
 
@@ -163,6 +165,40 @@ def image_of(
     if found is not None and found.name is None:
         return replace(found, name=catalogue.name_of(found.id))
     return found
+
+
+async def with_names(
+    hosts: Iterable[Host],
+    found: Mapping[str, Iterable[EntryOutcome]],
+    service: ImageService | None,
+) -> dict[str, list[EntryOutcome]]:
+    """Return host name -> its outcomes, with the images that only the image service can name.
+
+    It is asked when there are such, and after the work: when it cannot be used, they go without.
+    """
+    rows = {name: list(outcomes) for name, outcomes in found.items()}
+    unknown = [row for one in rows.values() for row in one if _base_of_unknown(row)]
+    if service is None or not unknown:
+        return rows
+    try:
+        catalogue = await asyncio.to_thread(read_catalogue, service)
+    except ImageServiceError:
+        return rows
+    for host in hosts:
+        known = catalogue.by_entry(driver_of(host))
+        for index, row in enumerate(rows.get(host.name, ())):
+            image = known.get(_base_of_unknown(row) or "")
+            if image is not None:
+                named = replace(row, image_id=image.id, image_name=image.name)
+                rows[host.name][index] = named
+    return rows
+
+
+def _base_of_unknown(row: EntryOutcome) -> str | None:
+    """Return the base file's name of an outcome whose image is not known; None of all others."""
+    if row.image_id is not None or row.kind not in {EntryKind.ORIGINAL, EntryKind.RESIZED}:
+        return None
+    return row.entry.partition("_")[0]
 
 
 class Lookup:

@@ -15,6 +15,7 @@ from imgcache.operations.catalogue import (
     noted_images,
     read_catalogue,
     resolve_images,
+    with_names,
 )
 from imgcache.operations.fleet import FleetRequest, open_fleet
 from imgcache.operations.removal import carry_out, plan_hosts, refuse_too_many, report_of
@@ -99,7 +100,8 @@ async def _execute(
     async with open_fleet("prune", request, plan.hosts, sink, service=service) as fleet:
         planned = await plan_hosts(fleet, plan.hosts, decide)
         refuse_too_many(fleet, planned, request.policy.max_delete)
-        return report_of(fleet, await carry_out(fleet, planned))
+        found = await carry_out(fleet, planned)
+        return report_of(fleet, await with_names(plan.hosts, found, service))
 
 
 async def gone_bases(driver: Driver, cache: HostCache, lookup: Lookup) -> frozenset[str]:

@@ -19,6 +19,7 @@ from imgcache.operations.catalogue import (
     noted_images,
     read_catalogue,
     resolve_images,
+    with_names,
 )
 from imgcache.operations.delete import absent_rows
 from imgcache.operations.fleet import FleetRequest, driver_of, open_fleet
@@ -144,7 +145,7 @@ async def _execute(
             )
         if request.repair and service is not None and not fleet.dry_run and faults.by_host:
             await repair(fleet, faults, found, service, request.source, sites=plan.sites)
-        return report_of(fleet, found)
+        return report_of(fleet, await with_names(plan.hosts, found, service))
 
 
 @dataclass(slots=True)
