@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 #: No inventory of 100,000 hosts needs more; reading more would only serve to exhaust us.
 MAX_FILE_BYTES = 10 * 1024 * 1024
+#: What Ansible prints has all variables of each host, most of which mean nothing here.
+MAX_JSON_BYTES = 128 * 1024 * 1024
 _SYSTEM_INVENTORY = Path("/etc/imgcache/inventory.yaml")
 
 
@@ -24,7 +26,8 @@ def find_inventory_file(named: Path | None, environ: Mapping[str, str]) -> Path:
 
     In this order: ``named`` (from ``--inventory``), ``IMGCACHE_INVENTORY``, then the first that
     exists of ``$XDG_CONFIG_HOME/imgcache/inventory.yaml`` (``~/.config`` when unset) and
-    ``/etc/imgcache/inventory.yaml``. A file that was named is returned whether it exists or not.
+    ``/etc/imgcache/inventory.yaml``; ``inventory.d/*.yaml`` beside it is enough. A file that
+    was named is returned whether it exists or not.
 
     Raises:
         ConfigError: none was named and none exists.
@@ -33,15 +36,26 @@ def find_inventory_file(named: Path | None, environ: Mapping[str, str]) -> Path:
         return expand_home(named)
     if environ.get("IMGCACHE_INVENTORY"):
         return expand_home(Path(environ["IMGCACHE_INVENTORY"]))
-    places = [*_user_inventory(environ), _SYSTEM_INVENTORY]
+    places = _places(environ)
     for place in places:
-        if _seems_there(place):
+        if is_there(place) or drop_ins_of(place, environ):
             return place
     message = "no inventory: looked for " + " and ".join(str(place) for place in places)
     raise ConfigError(message, (), hint="name one with --inventory FILE or IMGCACHE_INVENTORY")
 
 
-def _seems_there(path: Path) -> bool:
+def drop_ins_of(path: Path, environ: Mapping[str, str]) -> list[Path]:
+    """Return the files that belong to an inventory in one of the usual places: ``inventory.d/*.yaml``."""
+    if path.absolute() not in _places(environ):
+        return []
+    return sorted(path.absolute().parent.glob("inventory.d/*.yaml"))
+
+
+def _places(environ: Mapping[str, str]) -> list[Path]:
+    return [*_user_inventory(environ), _SYSTEM_INVENTORY]
+
+
+def is_there(path: Path) -> bool:
     """Return whether there is a file, or something that keeps us from seeing whether there is one."""
     try:
         path.stat()
@@ -80,14 +94,17 @@ def read_guarded(path: Path) -> bytes:
             status = os.fstat(descriptor)
             _check_guarded(path, status)
             content = file.read(MAX_FILE_BYTES + 1)
+            limit = MAX_JSON_BYTES if content.lstrip()[:1] == b"{" else MAX_FILE_BYTES
+            if len(content) <= limit:
+                content += file.read(limit + 1 - len(content))
+    except IsADirectoryError as exc:
+        hint = "name a file; of an Ansible inventory, what ansible-inventory -i DIR --list prints"
+        raise _refusal(path, "is a folder", hint) from exc
     except OSError as exc:
         raise _refusal(path, f"cannot be read: {exc.strerror or exc}") from exc
-    if len(content) > MAX_FILE_BYTES:
-        raise _refusal(
-            path,
-            f"is larger than {MAX_FILE_BYTES // 1024**2} MiB",
-            "split it into several inventories",
-        )
+    if len(content) > limit:
+        what = f"is larger than {limit // 1024**2} MiB"
+        raise _refusal(path, what, "split it: see 'include'")
     return content
 
 
@@ -97,7 +114,7 @@ def _refusal(path: Path, what: str, hint: str | None = None) -> ConfigError:
 
 def _check_guarded(path: Path, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise _refusal(path, "is not a regular file")
+        raise _refusal(path, "is not a regular file", "write it to a file first")
     if status.st_uid not in _trusted_owners():
         owner = f"belongs to another user (uid {status.st_uid}), who can change it"
         raise _refusal(path, owner, f"take it over: chown {os.geteuid()} {path}")

@@ -1,30 +1,37 @@
-"""From the inventory file to model types: checked, laid over each other, node sets expanded."""
+"""From the inventory's files to model types: checked, laid over each other, node sets expanded."""
 
 from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass, fields, replace
+from glob import escape, glob, has_magic
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from pydantic import ValidationError
-
+from imgcache.config.ansible import read_ansible, refuse_other_ansible
 from imgcache.config.fields import HOST_PLACEHOLDER
+from imgcache.config.files import expand_home, read_guarded
 from imgcache.config.nodesets import MAX_HOSTS, count_hosts, expand_hosts
-from imgcache.config.problems import add_problems, nearest
+from imgcache.config.parts import Part, plain_settings, validated
+from imgcache.config.problems import nearest
 from imgcache.config.schema import (
     AggregateEntry,
     HostEntry,
     ImageServiceEntry,
     InventoryEntry,
+    PartEntry,
     SettingsEntry,
 )
-from imgcache.document import Data, Document, Node, parse_document
+from imgcache.document import Document, Node, parse_document, raise_problems
+from imgcache.errors import ConfigError
 from imgcache.model import Aggregate, Host, HostSettings, ImageServiceSettings, Inventory, Site
+from imgcache.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+    from collections.abc import Callable, Mapping, Sequence
+
+    from imgcache.config.parts import Keys
 
 #: Names in the file that differ from ``HostSettings``: there without a unit, since the value has one.
 _RENAMED = {"reserve": "reserve_bytes"}
@@ -32,39 +39,115 @@ _ADDRESSES = ("address", "relay_address")
 _SETTING_NAMES = tuple(field.name for field in fields(HostSettings))
 
 
-def parse_inventory(path: Path, content: bytes) -> Inventory:
+def parse_inventory(
+    path: Path,
+    content: bytes,
+    *,
+    read: Callable[[Path], bytes] = read_guarded,
+    drop_ins: Sequence[Path] = (),
+) -> Inventory:
     """Make an inventory of a file's bytes; relative paths in it are relative to the file's folder.
+
+    Args:
+        path: the main file's.
+        content: the main file's.
+        read: returns the bytes of another file that it includes.
+        drop_ins: files to include whether it says so or not.
 
     Raises:
         ConfigError: lists every problem, each as ``file:line:column: key``.
     """
-    document = parse_document(path, content, title=f"the inventory {path}")
-    document.root = _without_extensions(document.root)
-    document.note_empty_values()
-    folder = path.absolute().parent
+    title = f"the inventory {path}"
+    parts, main = [], InventoryEntry()
+    document = _parse(path, content, title)
+    if isinstance(document, Part):
+        parts.append(document)
+        document = Document(path, title, Node(0, 0, {}))
+    else:
+        main = validated(document, InventoryEntry) or main
+        parts.append(Part(document, main))
+    patterns = [(("include", index), pattern) for index, pattern in enumerate(main.include)]
+    parts += _included(document, patterns, drop_ins, read)
+    documents = [part.document for part in parts]
+    raise_problems(documents)
+    image_service = _image_service(document, main.image_service)
+    _check_aggregates(parts)
+    for part in parts:
+        _check_defaults(part)
+    _check_total(parts)
+    _check_sites(parts)
+    raise_problems(documents)
+    aggregates = _Builder(plain_settings(main.defaults)).build(parts)
+    raise_problems(documents)
+    return Inventory(path, image_service, aggregates, _sites(parts))
+
+
+def _parse(path: Path, content: bytes, title: str) -> Document | Part:
+    """Return a YAML file's document, or what an Ansible inventory says.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    found = read_ansible(path, content, title)
+    if found is not None:
+        return found
     try:
-        entry = InventoryEntry.model_validate(document.root.data, context={"folder": folder})
-    except ValidationError as exc:
-        add_problems(document, exc)
-        document.raise_problems()
-        raise  # not reached: what pydantic refuses always has a problem
-    image_service = _image_service(document, entry.image_service)
-    _check_defaults(document, entry)
-    _check_total(document, entry)
-    _check_sites(document, entry)
-    document.raise_problems()
-    aggregates = _Builder(document, entry.defaults).build(entry.aggregates)
-    document.raise_problems()
-    return Inventory(path, image_service, aggregates, _sites(entry))
+        document = parse_document(path, content, title=title)
+    except ConfigError as exc:
+        refuse_other_ansible(path, content, None, exc)
+        raise
+    refuse_other_ansible(path, content, document, None)
+    return document
 
 
-def _without_extensions(root: Node) -> Node:
-    """Return the file without the top-level keys ``x-…``, which hold what is used elsewhere by its anchor."""
-    kept = {key: entry for key, entry in root.entries.items() if not key.startswith("x-")}
-    if len(kept) == len(root.entries):
-        return root
-    data: Data = {key: node.data for key, (_, _, node) in kept.items()}
-    return replace(root, data=data, entries=kept)
+def _included(
+    main: Document,
+    patterns: Sequence[tuple[Keys, str]],
+    drop_ins: Sequence[Path],
+    read: Callable[[Path], bytes],
+) -> list[Part]:
+    """Return the parts that a pattern names, each file once, in the order of the patterns and names."""
+    folder = escape(str(main.path.absolute().parent))
+    paths: dict[Path, None] = {}
+    for keys, pattern in patterns:
+        expanded = str(Path(folder) / expand_home(Path(pattern)))
+        found = sorted(glob(expanded))  # noqa: PTH207 - a pattern may be absolute
+        if not found and not has_magic(pattern):
+            main.add(keys, f"there is no file {printable(expanded)}")
+        paths.update(dict.fromkeys(Path(one) for one in found))
+    paths.update(dict.fromkeys(drop_ins))
+    paths.pop(main.path.absolute(), None)
+    parts = []
+    for path in paths:
+        try:
+            document = _parse(path, read(path), main.title)
+        except ConfigError as exc:
+            main.problems += exc.problems
+            continue
+        if isinstance(document, Part):
+            parts.append(document)
+        else:
+            parts.append(Part(document, validated(document, PartEntry) or PartEntry()))
+    return parts
+
+
+def _check_aggregates(parts: Sequence[Part]) -> None:
+    """Each is named once, in all files, and there is one at least."""
+    first: dict[tuple[str, str], Part] = {}
+    for part in parts:
+        for kind, names in (("aggregates", part.entry.aggregates), ("sites", part.entry.sites)):
+            for name in names:
+                other = first.setdefault((kind, name), part)
+                if other is not part:
+                    where = other.document.where((kind, name), at_key=True)
+                    what = f"given twice, first at {where}"
+                    part.document.add((kind, name), what, at_key=True)
+    if not any(part.entry.aggregates for part in parts):
+        document = parts[0].document
+        if "aggregates" in document.root.entries:
+            document.add(("aggregates",), "must not be empty")
+        else:
+            document.add((), "'aggregates' is missing")
 
 
 def _image_service(document: Document, entry: ImageServiceEntry) -> ImageServiceSettings:
@@ -81,14 +164,14 @@ def _image_service(document: Document, entry: ImageServiceEntry) -> ImageService
     return ImageServiceSettings(**given)
 
 
-def _check_defaults(document: Document, entry: InventoryEntry) -> None:
+def _check_defaults(part: Part) -> None:
     """An address belongs to one host: anywhere else it would send all to the same machine."""
-    places: list[tuple[tuple[str | int, ...], SettingsEntry]] = [(("defaults",), entry.defaults)]
-    places += [(("aggregates", name), aggregate) for name, aggregate in entry.aggregates.items()]
+    places: list[tuple[Keys, SettingsEntry]] = [(("defaults",), part.entry.defaults)]
+    places += [(("aggregates", name), one) for name, one in part.entry.aggregates.items()]
     for keys, settings in places:
         for key in _own_addresses(settings):
             hint = f"say {HOST_PLACEHOLDER} where its name belongs" if key == "endpoint" else None
-            document.add((*keys, key), "is for a single host only", hint, at_key=True)
+            part.document.add((*keys, key), "is for a single host only", hint, at_key=True)
 
 
 def _own_addresses(settings: SettingsEntry) -> list[str]:
@@ -99,37 +182,40 @@ def _own_addresses(settings: SettingsEntry) -> list[str]:
     return given
 
 
-def _check_total(document: Document, entry: InventoryEntry) -> None:
+def _check_total(parts: Sequence[Part]) -> None:
     total = 0
-    for name, aggregate in entry.aggregates.items():
-        for index, host in enumerate(aggregate.hosts):
-            count = count_hosts(host.name)
-            total += count
-            for key in _own_addresses(host) if count > 1 else ():
-                keys = ("aggregates", name, "hosts", index, key)
-                document.add(keys, f"one address for {count} hosts", at_key=True)
+    for part in parts:
+        for name, aggregate in part.entry.aggregates.items():
+            for index, host in enumerate(aggregate.hosts):
+                count = count_hosts(host.name)
+                total += count
+                for key in _own_addresses(host) if count > 1 else ():
+                    what = f"one address for {count} hosts"
+                    part.document.add((*part.place(name, index), key), what, at_key=True)
     if total > MAX_HOSTS:
-        document.add(
-            ("aggregates",),
-            f"{total} hosts, more than {MAX_HOSTS}",
-            "look for a mistyped range",
-            at_key=True,
-        )
+        what = f"{total} hosts, more than {MAX_HOSTS}"
+        parts[0].document.add(("aggregates",), what, "look for a mistyped range", at_key=True)
 
 
-def _check_sites(document: Document, entry: InventoryEntry) -> None:
+def _check_sites(parts: Sequence[Part]) -> None:
     """A site that nobody is in is a typo, and its limits would be for nobody."""
-    used = list(dict.fromkeys(one.site for one in entry.aggregates.values() if one.site))
-    for name in entry.sites:
-        if name not in used:
-            hint = nearest(name, used) or "say 'site: NAME' in an aggregate"
-            document.add(("sites", name), "no aggregate is in this site", hint, at_key=True)
+    aggregates = [one for part in parts for one in part.entry.aggregates.values()]
+    named = [one.site for one in aggregates]
+    named += [host.site for one in aggregates for host in one.hosts]
+    used = [site for site in dict.fromkeys(named) if site]
+    for part in parts:
+        for name in part.entry.sites:
+            if name not in used:
+                hint = nearest(name, used) or "say 'site: NAME' in an aggregate"
+                what = "no aggregate is in this site"
+                part.document.add(("sites", name), what, hint, at_key=True)
 
 
-def _sites(entry: InventoryEntry) -> dict[str, Site]:
+def _sites(parts: Sequence[Part]) -> dict[str, Site]:
     return {
         name: Site(name, site.bandwidth, site.window, site.timezone)
-        for name, site in entry.sites.items()
+        for part in parts
+        for name, site in part.entry.sites.items()
     }
 
 
@@ -137,25 +223,35 @@ def _sites(entry: InventoryEntry) -> dict[str, Site]:
 class _Seen:
     """Where a host was named first, and as what."""
 
-    keys: tuple[str | int, ...]
+    document: Document
+    keys: Keys
     settings: HostSettings
     cell: str | None
     site: str | None
+
+    def where(self) -> str:
+        return self.document.where(self.keys)
+
+    def add(self, what: str, hint: str) -> None:
+        self.document.add(self.keys, what, hint)
 
 
 class _Builder:
     """Makes the aggregates and watches that each host means one thing and each cache has one host."""
 
-    def __init__(self, document: Document, defaults: SettingsEntry) -> None:
-        self._document = document
-        self._defaults = _given(defaults)
+    def __init__(self, defaults: dict[str, Any]) -> None:
+        self._defaults = defaults
         self._hosts: dict[str, _Seen] = {}
         self._caches: dict[tuple[object, ...], str] = {}
 
-    def build(self, entries: Mapping[str, AggregateEntry]) -> dict[str, Aggregate]:
-        """Return aggregate name -> aggregate, in the file's order; problems go to the document."""
-        named = {name: self._aggregate_hosts(name, entry) for name, entry in entries.items()}
-        return {name: self._aggregate(name, entry, named[name]) for name, entry in entries.items()}
+    def build(self, parts: Sequence[Part]) -> dict[str, Aggregate]:
+        """Return aggregate name -> aggregate, in the files' order; problems go to the documents."""
+        named = [
+            (name, entry, self._aggregate_hosts(part, name, entry))
+            for part in parts
+            for name, entry in part.entry.aggregates.items()
+        ]
+        return {name: self._aggregate(name, entry, hosts) for name, entry, hosts in named}
 
     def _aggregate(self, name: str, entry: AggregateEntry, hosts: list[str]) -> Aggregate:
         # Only now are cell and site known: another aggregate may have given them.
@@ -165,25 +261,26 @@ class _Builder:
         )
         return Aggregate(name, entry.cell, entry.site, made)
 
-    def _aggregate_hosts(self, name: str, aggregate: AggregateEntry) -> list[str]:
-        base = self._defaults | _given(aggregate)
-        shared = HostSettings(**base)
+    def _aggregate_hosts(self, part: Part, name: str, aggregate: AggregateEntry) -> list[str]:
+        base = self._defaults | plain_settings(part.entry.defaults) | plain_settings(aggregate)
+        shared = _settings(base)
         names: dict[str, None] = {}
         for index, entry in enumerate(aggregate.hosts):
-            keys = ("aggregates", name, "hosts", index)
-            given = _given(entry)
-            settings = HostSettings(**(base | given)) if given else shared
-            for host in self._expand(keys, entry):
+            keys = part.place(name, index)
+            given = plain_settings(entry)
+            settings = _settings(base | given) if len(given) > 1 else shared
+            cell, site = entry.cell or aggregate.cell, entry.site or aggregate.site
+            for host in self._expand(part.document, keys, entry):
                 own = _placed(settings, host)
-                self._note(host, _Seen(keys, own, aggregate.cell, aggregate.site))
+                self._note(host, _Seen(part.document, keys, own, cell, site))
                 names[host] = None
         return list(names)
 
-    def _expand(self, keys: tuple[str | int, ...], entry: HostEntry) -> tuple[str, ...]:
+    def _expand(self, document: Document, keys: Keys, entry: HostEntry) -> tuple[str, ...]:
         try:
             return expand_hosts(entry.name)
         except ValueError as exc:
-            self._document.add(self._document.deepest((*keys, "name")), str(exc))
+            document.add(document.deepest((*keys, "name")), str(exc))
             return ()
 
     def _note(self, host: str, new: _Seen) -> None:
@@ -196,7 +293,7 @@ class _Builder:
             self._compare(host, seen, new)
 
     def _compare(self, host: str, seen: _Seen, new: _Seen) -> None:
-        first = self._document.where(seen.keys)
+        first = seen.where()
         differing = [
             key
             for key in _SETTING_NAMES
@@ -206,32 +303,31 @@ class _Builder:
             what = (
                 f"the host {host} has other settings here ({', '.join(differing)}) than at {first}"
             )
-            self._document.add(new.keys, what, "name it once, or give the same settings")
+            new.add(what, "name it once, or give the same settings")
         for word in ("cell", "site"):
             before, now = getattr(seen, word), getattr(new, word)
             if before is not None and now is not None and before != now:
                 what = f"the host {host} is in the {word} {now} here, and in {before} at {first}"
-                self._document.add(new.keys, what, f"a host is in one {word} only")
+                new.add(what, f"a host is in one {word} only")
         seen.cell = seen.cell if seen.cell is not None else new.cell
         seen.site = seen.site if seen.site is not None else new.site
 
     def _note_cache(self, host: str, new: _Seen) -> None:
         other = self._caches.setdefault(_cache_key(host, new.settings), host)
         if other != host:
-            first = self._document.where(self._hosts[other].keys)
+            first = self._hosts[other].where()
             what = f"{host} is the same machine and cache as {other} at {first}"
             hint = "name each host once; for several caches on one machine give each its instances_path"
             if new.settings.endpoint:
                 hint = (
                     "give each node its own URL, not the balancer's, which is a random one of them"
                 )
-            self._document.add(new.keys, what, hint)
+            new.add(what, hint)
 
 
-def _given(entry: SettingsEntry) -> dict[str, Any]:
-    """Return what was given, by its name in ``HostSettings``."""
-    given = {_RENAMED.get(key, key): getattr(entry, key) for key in entry.model_fields_set}
-    return {key: value for key, value in given.items() if key in _SETTING_NAMES}
+def _settings(given: Mapping[str, Any]) -> HostSettings:
+    renamed = {_RENAMED.get(key, key): value for key, value in given.items()}
+    return HostSettings(**{key: renamed[key] for key in _SETTING_NAMES if key in renamed})
 
 
 def _placed(settings: HostSettings, host: str) -> HostSettings:

@@ -1,11 +1,11 @@
-"""The one way to the inventory: find the file, read it, check it."""
+"""The one way to the inventory: find the file, read it and what it includes, check it."""
 
 from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING
 
-from imgcache.config.files import find_inventory_file, read_guarded
+from imgcache.config.files import drop_ins_of, find_inventory_file, is_there, read_guarded
 from imgcache.config.inventory import parse_inventory
 
 if TYPE_CHECKING:
@@ -23,5 +23,8 @@ def load_inventory(
     Raises:
         ConfigError: there is none, others could change it, or it is wrong; lists every problem.
     """
-    path = find_inventory_file(named, os.environ if environ is None else environ)
-    return parse_inventory(path, read_guarded(path))
+    environ = os.environ if environ is None else environ
+    path = find_inventory_file(named, environ)
+    drop_ins = drop_ins_of(path, environ)
+    content = b"{}" if drop_ins and not is_there(path) else read_guarded(path)
+    return parse_inventory(path, content, drop_ins=drop_ins)

@@ -47,7 +47,7 @@ def add_problems(document: Document, exc: ValidationError) -> None:
         elif error["input"] is None and error["type"] != "value_error":
             continue  # a value that is not there: the parser has said so
         else:
-            document.add(document.deepest(keys), _describe(error))
+            document.add(document.deepest(keys), described(error))
 
 
 def _known_path(loc: Sequence[str | int]) -> tuple[str | int, ...]:
@@ -55,7 +55,8 @@ def _known_path(loc: Sequence[str | int]) -> tuple[str | int, ...]:
     return tuple(key for key in loc if key != "[key]")
 
 
-def _describe(error: Mapping[str, Any]) -> str:
+def described(error: Mapping[str, Any]) -> str:
+    """Return one fault that the schema found, in our words."""
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     if kind == "value_error":
         text = str(context["error"])

@@ -89,6 +89,8 @@ class HostEntry(SettingsEntry):
     """One item of ``hosts:``: a node set, or a mapping with its ``name`` and settings."""
 
     name: NodeSetText
+    cell: Text | None = None
+    site: Text | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -112,13 +114,19 @@ class SiteEntry(_FileModel):
     timezone: ZoneName | None = None
 
 
-class InventoryEntry(_FileModel):
-    """The whole file."""
+class PartEntry(_FileModel):
+    """What every file of an inventory may say about hosts."""
 
-    image_service: ImageServiceEntry = ImageServiceEntry()
     defaults: SettingsEntry = SettingsEntry()
     sites: dict[Text, SiteEntry] = {}
-    aggregates: Annotated[dict[Text, AggregateEntry], Field(min_length=1)]
+    aggregates: dict[Text, AggregateEntry] = {}
+
+
+class InventoryEntry(PartEntry):
+    """The main file."""
+
+    image_service: ImageServiceEntry = ImageServiceEntry()
+    include: Names = ()
 
 
 #: Where a key may stand, for the hint about an unknown one: see ``keys_at``.
