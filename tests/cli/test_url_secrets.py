@@ -35,7 +35,7 @@ HOSTS = "aggregates: {edge: {hosts: [{name: here, transport: local}]}}\n"
 
 
 class Run:
-    """Runs imgcache in a process of its own and looks at all that it lets out."""
+    """Runs imgcache in a child process and looks at all that it lets out."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -63,7 +63,7 @@ class Sharing:
                 None,
             )  # the instances are shared, each has a cache of its own
         self.others = len(self.users) > 1 or mounts.may_be_shared(self.kind)
-        # Nobody else can have registered there, whatever name this host had then.
+        # No other host can have registered on a local disk, whatever name this one had then.
         self.alone = len(self.users) == 1 and not self.others and self.kind != mounts.UNKNOWN
         if cache.cache_fd is not None:
             self.doubt = self.doubt_others()

@@ -30,7 +30,7 @@ _GONE = (FileNotFoundError, NotADirectoryError)
 #: Folders and files that hold no disks, and that are often readable for root only.
 _NO_DISKS = re.compile(r"lost\+found|console\.log(\.[0-9]+)?")
 
-#: Snapshots of a filer or a file system: old copies, which nothing runs from, and which nobody can mend.
+#: Snapshots of a filer or a file system: read-only old copies, from which nothing runs.
 #: At the top of the instances and of the cache, where they are shown, and nowhere else.
 SNAPSHOTS = frozenset((".snapshot", ".snapshots", "~snapshot", ".zfs", ".snap"))
 

@@ -173,7 +173,7 @@ class _HostVerify:
         self._present.update(base_of(entry) for entry in entries.values())
         adoptable = await self._adoptable(entries)
         for name, entry in entries.items():
-            # One whose size cannot be right is judged on the host, when nobody writes it any more.
+            # One whose size cannot be right is judged on the host, once no process writes it.
             judged = entry.manifest or name in adoptable or size_fault(entry)
             if not (judged or name in self._rows):
                 self._note_unmanaged(entry)

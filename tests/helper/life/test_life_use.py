@@ -60,7 +60,7 @@ def test_overlay_anywhere(place: str, tree: Tree, life: Life) -> None:
 def test_snapshots_of_a_filer_keep_nothing_and_block_nothing(
     name: str, tree: Tree, life: Life
 ) -> None:
-    """Old copies of disks; nobody can mend in there what cannot be read."""
+    """Old copies of disks; they are read-only, so what is wrong in there cannot be repaired."""
     base, used = tree.image("unused"), tree.image("used")
     tree.disk(base, f"{name}/hourly.0/u1/disk")
     lost = tree.instances / name / "hourly.1" / "link"
