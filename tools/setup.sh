@@ -19,6 +19,10 @@ qemu-img:qemu-utils
 /usr/sbin/visudo:sudo
 tcsh:tcsh
 fish:fish
+zsh:zsh
+ksh:ksh
+mksh:mksh
+busybox:busybox
 objdump:binutils
 gcc:gcc
 /usr/include/stdio.h:libc6-dev

@@ -22,7 +22,7 @@ def send(frame: Any) -> None:
 
 def read_start() -> str:
     header = sys.stdin.buffer.readline().split()
-    sys.stdin.buffer.read(int(header[0]))
+    sys.stdin.buffer.read(int(header[-2]))
     return str(json.loads(sys.stdin.buffer.readline())["marker"])
 
 

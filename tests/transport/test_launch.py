@@ -19,6 +19,8 @@ from fakes.hosts import greet, make_host
 from imgcache.errors import ErrorCode, HostError
 from imgcache.transport import launch
 from imgcache.transport.local import LocalTransport
+from imgcache.transport.ssh import SshTransport
+from servers.ssh_server import ssh_server
 
 
 @cache
@@ -110,6 +112,72 @@ def test_the_command_works_under_every_shell(name: str) -> None:
     assert done.stdout.startswith(b"\0IMGCACHE0001 m\n{")
 
 
+#: Shells that an rc file may put in Python's place: they read the helper's source as commands.
+SHELLS = [
+    ("sh",), ("sh", "-i"), ("bash",), ("bash", "-i"), ("bash", "--posix"), ("rbash",), ("dash",), ("zsh",),
+    ("zsh", "-i"), ("ksh",), ("ksh", "-i"), ("mksh",), ("mksh", "-i"), ("csh",), ("csh", "-i"), ("tcsh",),
+    ("tcsh", "-i"), ("busybox", "sh"), ("busybox", "ash", "-i"), ("fish",), ("fish", "-i"),
+]  # fmt: skip
+#: Words that begin lines of the helper's source, and could be commands.
+COMMANDS = ("import", "from", "class", "def", "if", "PROTOCOL", "touch", "raise", "return", "try:")
+
+
+@pytest.fixture
+def traps(tmp_path: Path) -> Path:
+    """A folder of commands that leave a file ``ran`` behind."""
+    folder = tmp_path / "traps"
+    folder.mkdir()
+    for name in COMMANDS:
+        (folder / name).write_text(f"#!/bin/sh\n: >{tmp_path}/ran\n")
+        (folder / name).chmod(0o755)
+    return folder
+
+
+@pytest.mark.parametrize("shell", SHELLS, ids=" ".join)
+def test_a_shell_that_reads_the_helpers_source_runs_none_of_it(
+    shell: tuple[str, ...], tmp_path: Path, traps: Path
+) -> None:
+    if not (path := shutil.which(shell[0])):
+        pytest.skip(f"{shell[0]} is not installed")
+    ours, its = os.pipe()
+    process = subprocess.Popen(
+        [path, *shell[1:]], stdin=ours, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={"PATH": str(traps), "HOME": str(tmp_path)}, cwd=tmp_path, start_new_session=True,
+    )  # fmt: skip
+    os.close(ours)
+    with os.fdopen(its, "wb", buffering=0) as stdin:
+        stdin.write(launch.core_bytes() + b"\ntouch it\n")
+        if shell[0] == "fish":
+            stdin.close()  # reads all before it runs any of it
+        try:
+            _, stderr = process.communicate(timeout=30)
+        finally:
+            process.kill()
+            process.communicate()
+    assert process.returncode == 95 or shell[0] == "fish", stderr
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.row("H4")
+@pytest.mark.parametrize(
+    "rc", ["exec zsh", "zsh", "exec /bin/sh", "exec tcsh", "exec bash -i", "read first"]
+)
+def test_an_rc_file_that_starts_another_shell_is_named(tmp_path: Path, rc: str) -> None:
+    if rc.startswith("exec") and not shutil.which(rc.split()[1]):
+        pytest.skip(f"{rc} cannot be run here")
+    (tmp_path / "rc").write_text(f"{rc}\n")
+    shell = ("/usr/bin/env", f"BASH_ENV={tmp_path}/rc", "bash", "-c")
+
+    async def run() -> None:
+        async with ssh_server(tmp_path / "server", shell=shell) as server, SshTransport() as ssh:
+            await greet(ssh, make_host(**server.host_settings()))
+
+    with pytest.raises(HostError) as caught:
+        asyncio.run(run())
+    assert caught.value.code is ErrorCode.SHELL
+    assert "rc file" in str(caught.value.hint)
+
+
 def test_a_command_prefix_like_podman_exec_works(tmp_path: Path) -> None:
     # Like `podman exec -i NAME python3`: takes options and a name, and copies the streams by itself.
     wrapper = tmp_path / "podman"
@@ -152,10 +220,11 @@ def test_sudo_never_asks_and_takes_no_option_for_a_user() -> None:
     [
         b"",
         b"5",
-        b"5 aa\n",
-        b"x y\n",
-        b"3 " + b"0" * 64 + b"\nabc",
-        b"900 " + b"0" * 64 + b"\nabc",
+        b"exit 95 ; 5 aa\n",
+        b"exit 95 ; x y\n",
+        b"exit 95 ; 3 " + b"0" * 64 + b"\nabc",
+        b"exit 95 ; 900 " + b"0" * 64 + b"\nabc",
+        b"exit 95 ; 3 " + hashlib.sha256(b"abc").hexdigest().encode(),
         b"\xff\xfe\n",
     ],
 )
@@ -169,7 +238,9 @@ def test_the_digest_covers_every_module_and_is_what_travels() -> None:
     assert "core" in launch.helper_modules()
     assert re.fullmatch("[0-9a-f]{64}", launch.helper_digest())
     header, source = launch.core_bytes().split(b"\n", 1)
-    assert header == f"{len(source)} {hashlib.sha256(source).hexdigest()}".encode()
+    digest = hashlib.sha256(source).hexdigest()
+    assert header == f"exit 95 ; exec /bin/sh -c 'exit 95' {len(source)} {digest}".encode()
+    assert len(header) < 200
     assert source == (Path(launch.__file__).parents[1] / "helper" / "core.py").read_bytes()
     with pytest.raises(KeyError):
         launch.module_source("../errors")

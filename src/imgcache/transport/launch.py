@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 _PACKAGE = "imgcache.helper"
 #: The version of the protocol, sent with ``start``.
 PROTOCOL = 1
+#: The status of a shell that read the helper's source instead of Python.
+SHELL_READS = 95
+#: What the first line begins with. csh goes on with a line after ``exit``, and rbash refuses ``exec``.
+_SHELL_STOPPER = f"exit {SHELL_READS} ; exec /bin/sh -c 'exit {SHELL_READS}'"
 
 #: The statement that ``python -I -c`` runs on a host. Valid in every Python 3; one line of simple
 #: statements, without the characters that some shell treats specially between double quotes.
@@ -33,7 +37,7 @@ BOOT_LINE = (
     "import sys,hashlib,types;"
     "sys.version_info<(3,6)and(sys.stderr.write('imgcache: found Python '+sys.version.split()[0]+chr(10)),"
     "sys.exit(97));"
-    "i=sys.stdin.buffer;t=i.readline(200).split();"
+    "i=sys.stdin.buffer;t=i.readline(200).split()[-2:];"
     "len(t)==2 and t[0].isdigit()or sys.exit(96);"
     "s=i.read(int(t[0]));hashlib.sha256(s).hexdigest()==t[1].decode('ascii','replace')or sys.exit(96);"
     "m=types.ModuleType('imgcache_helper.core');m.__file__='<imgcache-helper>/core.py';"
@@ -126,9 +130,14 @@ def helper_digest(package: str = _PACKAGE) -> str:
 
 @cache
 def core_bytes() -> bytes:
-    """Return what the boot line reads: a header line, then the source of ``core``."""
+    """Return what the boot line reads: a header line, then the source of ``core``.
+
+    An rc file can put another shell in Python's place (``exec zsh``), which takes what is sent for commands.
+    The header line ends every shell before it reads the next one, with the status ``SHELL_READS``.
+    """
     source = module_source("core")
-    return f"{len(source)} {hashlib.sha256(source).hexdigest()}\n".encode() + source
+    digest = hashlib.sha256(source).hexdigest()
+    return f"{_SHELL_STOPPER} {len(source)} {digest}\n".encode() + source
 
 
 @cache
