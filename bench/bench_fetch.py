@@ -31,6 +31,7 @@ from _skip import skip
 from imgcache.drivers.libvirt import FETCH_MODULES, WARM_MODULES
 from imgcache.drivers.transfer import DEFAULT_LIMITS
 from imgcache.model import Host, HostSettings
+from imgcache.operations.feeds import MIN_RATE
 from imgcache.transport.conversation import start_conversation
 from imgcache.transport.local import LocalTransport
 
@@ -137,7 +138,8 @@ async def fetch(url: str, folder: Path, size: int, value: str) -> tuple[float, f
                 "digest": {"algo": "sha512", "value": value},
             },
             source={"kind": "service", "url": url, "token": None, "ca_pem": None, "insecure": False},
-            limits={**DEFAULT_LIMITS, "reserve": 0},
+            limits={**DEFAULT_LIMITS, "min_rate": MIN_RATE, "rate": None, "reserve": 0},
+            serve=None,
             tool="bench",
             run="bench",
         )  # fmt: skip

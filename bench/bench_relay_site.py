@@ -6,6 +6,8 @@ that left Glance's interface, BitTorrent (aria2) with the same bytes, and a host
 With `--plot FILE` it draws what each host had at what time.
 
     python bench/bench_relay_site.py [--rounds 3] [--only hosts8,hosts32,torrent,lost] [--plot docs/relay.svg]
+
+`--hosts` and `--size-mib` take two numbers: for the smaller site with faster links, and for the bigger one.
 """
 
 from __future__ import annotations
@@ -170,21 +172,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="hosts8,hosts32,torrent,lost")
+    parser.add_argument("--hosts", type=_pair, default=(8, 32))
+    parser.add_argument("--size-mib", type=_pair, default=(256, 64))
     parser.add_argument("--plot", type=Path, default=None)
     parser.add_argument("--folder", type=Path, default=None, help="where the caches are")
     arguments = parser.parse_args()
     wanted = set(arguments.only.split(","))
+    (few, many), (big, small) = arguments.hosts, arguments.size_mib
     if wanted & {"hosts8", "torrent", "lost"}:
-        with open_site(8, 200, arguments.folder) as site:
+        with open_site(few, 200, arguments.folder) as site:
             if "hosts8" in wanted:
-                compare(site, 256, arguments.rounds, 1.15, arguments.plot)
+                compare(site, big, arguments.rounds, 1.15, arguments.plot)
             if "torrent" in wanted:
-                torrent(site, 256, arguments.rounds)
+                torrent(site, big, arguments.rounds)
             if "lost" in wanted:
-                lost_host(site, 256, arguments.rounds)
+                lost_host(site, big, arguments.rounds)
     if "hosts32" in wanted:
-        with open_site(32, 50, arguments.folder) as site:
-            compare(site, 64, arguments.rounds, 1.35, None)
+        with open_site(many, 50, arguments.folder) as site:
+            compare(site, small, arguments.rounds, 1.35, None)
+
+
+def _pair(text: str) -> tuple[int, int]:
+    few, many = text.split(",")
+    return int(few), int(many)
 
 
 if __name__ == "__main__":
