@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 
 from imgcache.errors import ConfigError, ErrorCode, HostError, UnsafePlanError
 from imgcache.transport.base import ResolvedAddress, ScannedKey
-from imgcache.transport.host_keys import KnownHosts
+from imgcache.transport.host_keys import KeyState, KnownHosts
 from imgcache.transport.known_hosts import (
-    KeyState,
     NewKeys,
     append_keys,
     judge_keys,

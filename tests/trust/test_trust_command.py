@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -14,9 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import asyncssh
 import jsonschema
 import pytest
 
+from fakes.hosts import greet, make_host
+from imgcache.errors import HostError
+from imgcache.transport.ssh import SshTransport
 from servers.openssh import OpenSshServer, available, free_port, write_key
 
 if TYPE_CHECKING:
@@ -201,7 +206,9 @@ def test_a_revoked_key_is_refused(site: Site) -> None:
     site.known_hosts.write_text(f"@revoked * {key}")
     result = site.run("--host", "e1", "--yes")
     assert result.returncode == 3
+    assert "A HOST SHOWS A REVOKED KEY, no key was added for any host" in result.stderr
     assert "a key marked as revoked" in result.stderr
+    assert "ssh-keygen -R" not in result.stderr
     assert site.known_hosts.read_text() == f"@revoked * {key}"
 
 
@@ -287,3 +294,52 @@ def test_a_wrong_selection_contacts_nobody(site: Site, args: Sequence[str]) -> N
     assert not contact.search(site.server.log)
     site.run("--host", "e2", "--dry-run")
     assert contact.search(site.server.log)
+
+
+@pytest.mark.row("S1")
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [("certified", "known"), ("stranger", "new"), ("revoked", "changed"), ("other", "new")],
+)
+def test_trust_says_what_a_connection_would(tmp_path: Path, case: str, expected: str) -> None:
+    authority, stranger = (asyncssh.generate_private_key("ssh-ed25519") for _ in range(2))
+    (tmp_path / "sshd").mkdir()
+    write_key(tmp_path / "sshd" / "host_0")
+    signing = stranger if case == "stranger" else authority
+    certificate = signing.generate_host_certificate(
+        asyncssh.read_public_key(tmp_path / "sshd" / "host_0.pub"), "e1", principals=["127.0.0.1"]
+    )
+    certificate.write_certificate(tmp_path / "sshd" / "certificate.pub")
+    options = {"HostCertificate": str(tmp_path / "sshd" / "certificate.pub")}
+    types = ("ssh-ed25519", "ecdsa-sha2-nistp256")
+    with OpenSshServer(tmp_path / "sshd", host_key_types=types, options=options) as server:
+        (tmp_path / "inventory.yaml").write_text(
+            f"aggregates: {{a: {{port: {server.port}, known_hosts: known, hosts: [127.0.0.1]}}}}"
+        )
+        revoked = certificate.export_certificate().decode()
+        lines = {
+            "certified": [f"@cert-authority * {authority.export_public_key().decode()}"],
+            "stranger": [f"@cert-authority * {authority.export_public_key().decode()}"],
+            "revoked": [
+                f"@cert-authority * {authority.export_public_key().decode()}",
+                f"@revoked * {revoked}",
+            ],
+            "other": [f"@revoked * {stranger.export_public_key().decode()}"],
+        }[case]
+        (tmp_path / "known").write_text("".join(lines))
+        site = Site(tmp_path, server)
+        assert site.states("--all") == {"127.0.0.1": expected}
+        # What was added is what a connection then takes: no circle of hints.
+        assert site.run("--all", "--yes").returncode == (3 if case == "revoked" else 0)
+        settings = server.host_settings(known_hosts=tmp_path / "known")
+
+        async def logs_in() -> None:
+            async with SshTransport() as ssh:
+                await greet(ssh, make_host(**settings))
+
+        if case == "revoked":
+            with pytest.raises(HostError, match="IS REVOKED"):
+                asyncio.run(logs_in())
+        else:
+            asyncio.run(logs_in())
+            assert site.states("--all") == {"127.0.0.1": "known"}

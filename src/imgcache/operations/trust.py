@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 #: Changed hosts that are named in the refusal; the result lists all.
 _NAMED = 10
+_REVOKED = "a key marked as revoked"
 
 
 class TrustState(StrEnum):
@@ -133,11 +134,8 @@ async def _look_at(hosts: Sequence[Host], concurrency: int) -> TrustPlan:
 async def _host_trust(
     host: Host, ssh: SshTransport, config: SshConfig, known: KnownHosts
 ) -> HostTrust:
-    from imgcache.transport.known_hosts import (  # noqa: PLC0415
-        KeyState,
-        judge_keys,
-        known_hosts_line,
-    )
+    from imgcache.transport.host_keys import KeyState  # noqa: PLC0415
+    from imgcache.transport.known_hosts import judge_keys, known_hosts_line  # noqa: PLC0415
     from imgcache.transport.ssh_config import resolve  # noqa: PLC0415
 
     address = resolve(host, config)
@@ -154,10 +152,11 @@ async def _host_trust(
             known_hosts_line(address.known_hosts_name, key)  # now, since it may be refused
         return HostTrust(host, TrustState.NEW, keys, address=address)
     if verdict.state is KeyState.KNOWN:
-        shown = tuple(key for key in keys if key.fingerprint in verdict.known_fingerprints)
-        return HostTrust(host, TrustState.KNOWN, shown, address=address)
+        on_record = tuple(key for key in keys if key.fingerprint in verdict.known_fingerprints)
+        certified = tuple(key for key in keys if key.certificate)
+        return HostTrust(host, TrustState.KNOWN, on_record or certified, address=address)
     revoked = verdict.state is KeyState.REVOKED
-    reason = "a key marked as revoked" if revoked else "another key than the known one"
+    reason = _REVOKED if revoked else "another key than the known one"
     return HostTrust(
         host,
         TrustState.CHANGED,
@@ -181,6 +180,9 @@ def check_safe(plan: TrustPlan) -> None:
     if not changed:
         return
     noun = "THE HOST KEY HAS CHANGED" if len(changed) == 1 else "HOST KEYS HAVE CHANGED"
+    revoked = [item for item in changed if item.reason == _REVOKED]
+    if revoked:
+        noun = "A HOST SHOWS A REVOKED KEY"
     details = "; ".join(_change(item) for item in changed[:_NAMED])
     if len(changed) > _NAMED:
         details += f"; and {len(changed) - _NAMED} more"
@@ -189,6 +191,11 @@ def check_safe(plan: TrustPlan) -> None:
         "Only when that is the one shown, remove the old key with ssh-keygen -R and run this again; "
         "or leave the host out with --exclude"
     )
+    if revoked:
+        hint = (
+            "the host needs a new key, or somebody else is using the old one: ask who revoked it, "
+            "and leave the host out with --exclude until then"
+        )
     message = f"{noun}, no key was added for any host: {details}"
     raise UnsafePlanError(message, hint=hint)
 

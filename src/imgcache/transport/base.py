@@ -26,6 +26,8 @@ class ScannedKey:
     """Algorithm and base64, as in a known_hosts file."""
     fingerprint: str
     """``SHA256:…``, as OpenSSH prints it."""
+    certificate: bytes | None = None
+    """The certificate for it that the server showed, in SSH's binary form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,8 @@ class ResolvedAddress:
     known_hosts_files: tuple[Path, ...]
     """Where its key is looked up; a new key belongs into the first. May not exist."""
     proxy_jump: str | None = None
+    revoked_files: tuple[Path, ...] = ()
+    """Files of keys that must not be trusted."""
 
     @property
     def known_hosts_name(self) -> str:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import fcntl
 import os
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from imgcache.errors import ConfigError, ErrorCode, HostError, Problem, UnsafePlanError
 from imgcache.text import printable
-from imgcache.transport.host_keys import KnownHosts
+from imgcache.transport.host_keys import KeyState, KnownHosts, ShownKey, signature_algorithms
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,15 +21,6 @@ if TYPE_CHECKING:
 
     from imgcache.transport.base import ResolvedAddress, ScannedKey
     from imgcache.transport.host_keys import TrustedKeys
-
-
-class KeyState(StrEnum):
-    """How a key that a host showed relates to what is known about the host."""
-
-    NEW = "new"
-    KNOWN = "known"
-    CHANGED = "changed"
-    REVOKED = "revoked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,34 +43,33 @@ class NewKeys:
 def judge_keys(
     known: KnownHosts, address: ResolvedAddress, scanned: Sequence[ScannedKey]
 ) -> KeyVerdict:
-    """Compare the keys that a host showed with those in its known_hosts files.
+    """Judge the keys that a host showed as a connection would: by the one that it would be shown.
 
-    ``known``: one shown key is known, and none contradicts a known one of its kind. A host of which
-    keys are known but that shows none of them counts as ``changed``, also when they are of another kind:
-    that is what somebody in between would offer.
+    That is its certificate, when an authority is on record, else the key of the kind that is asked for
+    first. A revoked key is never ``new``, whichever of the keys it is.
 
     Raises:
-        HostError: code ``hostkey-unknown``: a file cannot be read.
+        HostError: code ``hostkey-unknown``: a file, or a revoked key, cannot be read.
     """
-    trusted = known.lookup(address.known_hosts_files, address.hostname, address.port)
+    trusted = known.lookup(
+        address.known_hosts_files,
+        address.hostname,
+        address.port,
+        revoked_files=address.revoked_files,
+    )
     fingerprints = tuple(key.get_fingerprint() for key in trusted.keys)
     return KeyVerdict(_state(trusted, scanned), fingerprints)
 
 
 def _state(trusted: TrustedKeys, scanned: Sequence[ScannedKey]) -> KeyState:
-    by_algorithm: dict[str, set[str]] = {}
-    for key in trusted.keys:
-        by_algorithm.setdefault(key.get_algorithm(), set()).add(key.get_fingerprint())
-    shown = {key.fingerprint for key in scanned}
-    if shown & {key.get_fingerprint() for key in trusted.revoked}:
+    plain = [ShownKey.of_text(key.public_key_text) for key in scanned]
+    order = trusted.algorithms()
+    plain.sort(key=lambda shown: order.index(signature_algorithms(shown.key)[0]))
+    certified = [ShownKey.decode(key.certificate) for key in scanned if key.certificate]
+    states = [trusted.judge(shown).state for shown in (*certified, *plain)]
+    if states[0] is KeyState.NEW and KeyState.REVOKED in states:
         return KeyState.REVOKED
-    if not by_algorithm:
-        return KeyState.NEW
-    contradicted = any(
-        key.fingerprint not in by_algorithm.get(key.algorithm, {key.fingerprint}) for key in scanned
-    )
-    known = shown & set().union(*by_algorithm.values())
-    return KeyState.KNOWN if known and not contradicted else KeyState.CHANGED
+    return states[0]
 
 
 def known_hosts_line(name: str, key: ScannedKey) -> str:

@@ -27,7 +27,13 @@ import asyncssh
 from imgcache.errors import ErrorCode, HostError
 from imgcache.transport import ssh_errors
 from imgcache.transport.base import ScannedKey
-from imgcache.transport.host_keys import HOST_KEY_ALGORITHMS, KnownHosts, TrustedKeys
+from imgcache.transport.host_keys import (
+    CERTIFICATE_ALGORITHMS,
+    HOST_KEY_ALGORITHMS,
+    KnownHosts,
+    ShownKey,
+    TrustedKeys,
+)
 from imgcache.transport.ssh_config import SshConfig
 from imgcache.transport.ssh_connection import Client, Connection, SshSession, base_options, shut
 from imgcache.transport.ssh_keys import KeyRing
@@ -50,7 +56,7 @@ SESSION_TIMEOUT_S = 15.0
 #: A jump host that could not be reached is not tried again for this long.
 JUMP_PENALTY_S = 60.0
 
-_NOTHING_KNOWN = TrustedKeys((), (), ())
+_NOTHING_KNOWN = TrustedKeys()
 _SCANNED = (("ssh-ed25519",), HOST_KEY_ALGORITHMS[1:4], HOST_KEY_ALGORITHMS[4:])
 _JumpKey = tuple[tuple[str, ...], tuple["Path", ...], tuple["Path", ...]]
 
@@ -137,9 +143,10 @@ class SshTransport:
         """
         settings = self._config.settings_for(host)
         jump = await self._jump_for(settings, timeout_s)
-        found: list[ScannedKey] = []
+        groups = [CERTIFICATE_ALGORITHMS] if self._trusted(settings).authorities else []
+        found: dict[str, ScannedKey] = {}
         refused: HostError | None = None
-        for algorithms in _SCANNED:
+        for algorithms in (*groups, *_SCANNED):
             target = _Target(host.name, settings, _NOTHING_KNOWN, [], timeout_s, jump, algorithms)
             clients: list[Client] = []
             try:
@@ -148,14 +155,23 @@ class SshTransport:
                 refused = error
             else:
                 await shut(link.connection)
-            if clients and clients[-1].shown_key:
-                found.append(_scanned(clients[-1].shown_key))
+            if clients and clients[-1].shown:
+                key = _scanned(clients[-1].shown)
+                found.setdefault(key.public_key_text, key)
             elif refused and not (clients and clients[-1].version_seen):
                 raise refused
         if not found:
             message = f"{settings.hostname} port {settings.port} offers no host key that we can use"
             raise HostError(ErrorCode.CONNECT, message)
-        return found
+        return list(found.values())
+
+    def _trusted(self, settings: SshSettings) -> TrustedKeys:
+        return self._known.lookup(
+            settings.known_hosts,
+            settings.hostname,
+            settings.port,
+            revoked_files=settings.revoked_host_keys,
+        )
 
     async def _target(
         self,
@@ -167,7 +183,7 @@ class SshTransport:
         shared: bool = False,
     ) -> _Target:
         keys = await self._keys.key_pairs(settings)
-        trusted = self._known.lookup(settings.known_hosts, settings.hostname, settings.port)
+        trusted = self._trusted(settings)
         return _Target(
             name, settings, trusted, keys, deadline_s, jump, trusted.algorithms(), shared
         )
@@ -238,7 +254,7 @@ class SshTransport:
         host, port = target.settings.hostname, target.settings.port
 
         def factory() -> Connection:
-            return Connection(options, limited=not target.shared)
+            return Connection(options, client, target.trusted, limited=not target.shared)
 
         try:
             async with asyncio.timeout_at(deadline):
@@ -261,7 +277,6 @@ class SshTransport:
         options.port = target.settings.port
         options.username = target.settings.user
         options.client_keys = target.keys
-        options.known_hosts = target.trusted.as_asyncssh()
         options.server_host_key_algs = target.algorithms
         options.protocol_factory = lambda: client
         return options
@@ -278,9 +293,10 @@ def _noted(seen: list[Client]) -> Client:
     return seen[-1]
 
 
-def _scanned(key: asyncssh.SSHKey) -> ScannedKey:
-    words = key.export_public_key().decode().split()
-    return ScannedKey(words[0], " ".join(words[:2]), key.get_fingerprint())
+def _scanned(shown: ShownKey) -> ScannedKey:
+    words = shown.key.export_public_key().decode().split()
+    certificate = shown.certificate.public_data if shown.certificate else None
+    return ScannedKey(words[0], " ".join(words[:2]), shown.key.get_fingerprint(), certificate)
 
 
 @asynccontextmanager

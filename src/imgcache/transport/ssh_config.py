@@ -2,7 +2,7 @@
 
 Honoured, each as OpenSSH does (the first value found wins; files add up): ``Host`` with patterns,
 ``Match all``, ``Include``, ``HostName``, ``User``, ``Port``, ``IdentityFile``, ``CertificateFile``,
-``IdentitiesOnly``, ``ProxyJump``, ``UserKnownHostsFile``, ``GlobalKnownHostsFile``.
+``IdentitiesOnly``, ``ProxyJump``, ``UserKnownHostsFile``, ``GlobalKnownHostsFile``, ``RevokedHostKeys``.
 
 Everything else is ignored, on purpose: ``ProxyCommand``, ``LocalCommand``, ``RemoteCommand``,
 ``KnownHostsCommand``, ``SetEnv``, ``SendEnv``, ``ForwardAgent``, ``ForwardX11``,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from imgcache.model import Host
 
 _SINGLE = frozenset({"hostname", "user", "port", "identitiesonly", "proxyjump"})
-_WORD_LISTS = frozenset({"userknownhostsfile", "globalknownhostsfile"})
+_WORD_LISTS = frozenset({"userknownhostsfile", "globalknownhostsfile", "revokedhostkeys"})
 _ADDING = frozenset({"identityfile", "certificatefile"})
 _MAX_INCLUDE_DEPTH = 16
 _MAX_FILE_BYTES = 1024 * 1024
@@ -58,6 +58,7 @@ class SshSettings:
     proxy_jump: str | None
     known_hosts: tuple[Path, ...]
     """Files to look host keys up in; the first is the user's own."""
+    revoked_host_keys: tuple[Path, ...] = ()
 
 
 class SshConfig:
@@ -162,6 +163,7 @@ class SshConfig:
             only_named_keys=found.only_named_keys or (like.only_named_keys and not found.key_files),
             proxy_jump=None,
             known_hosts=tuple(dict.fromkeys((*like.known_hosts, *found.known_hosts))),
+            revoked_host_keys=found.revoked_host_keys,
         )
 
     def _settings(
@@ -198,6 +200,7 @@ class SshConfig:
             only_named_keys=only_named,
             proxy_jump=None if proxy_jump.lower() == "none" else proxy_jump,
             known_hosts=self._known_hosts(found, known_hosts, tokens),
+            revoked_host_keys=tuple(self._paths(found.get("revokedhostkeys", []), tokens)),
         )
 
     def _known_hosts(
@@ -241,6 +244,7 @@ def resolve(host: Host, config: SshConfig | None = None) -> ResolvedAddress:
         port=settings.port,
         known_hosts_files=settings.known_hosts,
         proxy_jump=settings.proxy_jump,
+        revoked_files=settings.revoked_host_keys,
     )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncssh
 
+from imgcache.transport.host_keys import KeyState, ShownKey
 from imgcache.transport.output import Output
 from imgcache.transport.ssh_errors import contact_lost
 from imgcache.transport.stderr_tail import StderrTail
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from imgcache.errors import HostError
+    from imgcache.transport.host_keys import Judgement, TrustedKeys
 
 #: What a host may send before we take it.
 WINDOW_BYTES = 256 * 1024
@@ -50,7 +52,8 @@ class Client(asyncssh.SSHClient):
 
     def __init__(self) -> None:
         self.connection: asyncssh.SSHClientConnection | None = None
-        self.shown_key: asyncssh.SSHKey | None = None
+        self.shown: ShownKey | None = None
+        self.judgement: Judgement | None = None
         loop = asyncio.get_running_loop()
         self.logged_in: asyncio.Future[None] = loop.create_future()
         self.closed: asyncio.Future[Exception | None] = loop.create_future()
@@ -91,10 +94,11 @@ class Client(asyncssh.SSHClient):
     def validate_host_public_key(
         self, host: str, addr: str, port: int, key: asyncssh.SSHKey
     ) -> bool:
-        """Refuse a key that is not on record, remembering what it was."""
+        """Accept the key that was found good by ``Connection.validate_server_host_key``, and no other."""
         del host, addr, port
-        self.shown_key = key
-        return False
+        if self.shown is None or self.judgement is None:
+            return False
+        return self.judgement.state is KeyState.KNOWN and key == self.shown.key
 
     async def login(self) -> None:
         """Wait until logged in; raises what ended the connection before."""
@@ -105,8 +109,15 @@ class Connection(asyncssh.SSHClientConnection):
     """An SSH connection that can wait for the network, and ends when the host floods it."""
 
     def __init__(
-        self, options: asyncssh.SSHClientConnectionOptions, *, limited: bool = True
+        self,
+        options: asyncssh.SSHClientConnectionOptions,
+        client: Client,
+        trusted: TrustedKeys,
+        *,
+        limited: bool = True,
     ) -> None:
+        self._client = client
+        self._trusted = trusted
         self._now: Callable[[], float] = asyncio.get_running_loop().time
         self._limited = limited
         self._received = 0
@@ -118,6 +129,22 @@ class Connection(asyncssh.SSHClientConnection):
         self.drained = asyncio.Event()
         self.drained.set()
         super().__init__(asyncio.get_running_loop(), options)
+
+    def validate_server_host_key(self, key_data: bytes) -> asyncssh.SSHKey:
+        """Judge what the server shows; asyncssh then asks the client about the plain key in it.
+
+        asyncssh's own judgement knows neither a plain key inside a certificate nor revoked certificates.
+
+        Raises:
+            HostKeyNotVerifiable: it is not trusted.
+        """
+        try:
+            shown = ShownKey.decode(key_data)
+        except asyncssh.KeyImportError as exc:
+            raise asyncssh.HostKeyNotVerifiable(str(exc)) from None
+        self._client.shown = shown
+        self._client.judgement = self._trusted.judge(shown)
+        return super().validate_server_host_key(shown.key.public_data)
 
     def data_received(self, data: bytes, datatype: int | None = None) -> None:
         """See ``asyncio.Protocol``; counts, so that no kind of SSH message can flood us."""

@@ -11,6 +11,7 @@ import asyncssh
 
 from imgcache.errors import ContactLostError, ErrorCode, HostError
 from imgcache.text import printable
+from imgcache.transport.host_keys import KeyState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,8 +48,8 @@ def translated(
         yield
     except HostError:
         raise
-    except asyncssh.HostKeyNotVerifiable as exc:
-        raise host_key_error(name, settings, client, trusted, str(exc)) from None
+    except asyncssh.HostKeyNotVerifiable:
+        raise host_key_error(name, settings, client, trusted) from None
     except asyncssh.PermissionDenied:
         raise _login_refused(where, settings) from None
     except asyncssh.KeyExchangeFailed as exc:
@@ -77,21 +78,20 @@ def translated(
 
 
 def host_key_error(
-    name: str, settings: SshSettings, client: Client, trusted: TrustedKeys | None, reason: str
+    name: str, settings: SshSettings, client: Client, trusted: TrustedKeys | None
 ) -> HostError:
-    """Return the error for a host key that is not trusted.
-
-    A host with any key on record that shows another one counts as changed, also when the other one is
-    of a type of which none is on record: an attacker could choose that type.
-    """
-    key = client.shown_key
-    shown = f"{key.get_algorithm()} {key.get_fingerprint()}" if key else "a key"
+    """Return the error for a host key that is not trusted; see ``TrustedKeys.judge``."""
+    shown = _fingerprint(client.shown.key) if client.shown else "a key that cannot be read"
     where = f"{settings.hostname} port {settings.port}"
-    if trusted and (trusted.keys or trusted.revoked):
-        known = ", ".join(f"{key.get_algorithm()} {key.get_fingerprint()}" for key in trusted.keys)
+    state = client.judgement.state if client.judgement else KeyState.NEW
+    if state is KeyState.REVOKED:
+        message = f"THE HOST KEY OF {where} IS REVOKED: it shows {shown}, which must not be trusted any more"
+        hint = "ask who revoked it; the host needs a new key, or somebody else is using the old one"
+        return HostError(ErrorCode.HOSTKEY_CHANGED, message, hint=hint)
+    if state is KeyState.CHANGED and trusted:
+        known = ", ".join(_fingerprint(key) for key in trusted.keys)
         message = (
-            f"THE HOST KEY OF {where} HAS CHANGED: it shows {shown}, "
-            f"but {known or 'a revoked key'} is on record. "
+            f"THE HOST KEY OF {where} HAS CHANGED: it shows {shown}, but {known} is on record. "
             "Somebody may be reading and changing what is sent there, or the host was installed anew"
         )
         hint = (
@@ -99,13 +99,16 @@ def host_key_error(
             f"{settings.known_hosts[0]} by hand and run: imgcache trust --host {name}"
         )
         return HostError(ErrorCode.HOSTKEY_CHANGED, message, hint=hint)
-    if trusted and trusted.authorities:
-        said = printable(reason, 150)
-        message = f"the host key of {where} is not certified by an authority on record: {said}"
-        return HostError(ErrorCode.HOSTKEY_UNKNOWN, message, hint=f"imgcache trust --host {name}")
     message = f"the host key of {where} is not known: it shows {shown}"
+    refused = client.judgement.certificate_refused if client.judgement else None
+    if refused:
+        message += f"; its certificate does not count: {printable(refused, 150)}"
     hint = f"compare the fingerprint with the host's own, then run: imgcache trust --host {name}"
     return HostError(ErrorCode.HOSTKEY_UNKNOWN, message, hint=hint)
+
+
+def _fingerprint(key: asyncssh.SSHKey) -> str:
+    return f"{key.get_algorithm()} {key.get_fingerprint()}"
 
 
 def _where(name: str, settings: SshSettings) -> str:
