@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
+from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -166,6 +167,13 @@ def _show_version(asked: bool) -> None:
         raise typer.Exit
 
 
+class Become(StrEnum):
+    """How to become another user on a host."""
+
+    NONE = "none"
+    SUDO = "sudo"
+
+
 def _os(text: str) -> Any:
     return typer.Option(help=text, metavar="TEXT", rich_help_panel="Cloud")
 
@@ -178,6 +186,21 @@ def _root(  # noqa: PLR0917 - options are parameters in Typer
             help="The inventory file; without it IMGCACHE_INVENTORY, ~/.config/imgcache/inventory.yaml, "
             "/etc/imgcache/inventory.yaml.",
             metavar="FILE",
+        ),
+    ] = None,
+    become: Annotated[
+        Become | None,
+        typer.Option(
+            help="How to become another user on the hosts, whatever the inventory says: none, or sudo.",
+            show_choices=False,
+            metavar="METHOD",
+        ),
+    ] = None,
+    become_user: Annotated[
+        str | None,
+        typer.Option(
+            help="The user to become with sudo, whatever the inventory says, such as root.",
+            metavar="USER",
         ),
     ] = None,
     os_cloud: Annotated[str | None, _os("The entry of clouds.yaml; else OS_CLOUD.")] = None,
@@ -227,6 +250,8 @@ def _root(  # noqa: PLR0917 - options are parameters in Typer
     given = {name: value for name, value in locals().items() if name.startswith("os_") and value}
     called = ctx.ensure_object(Invocation)
     called.inventory = inventory
+    called.become = become.value if become else None
+    called.become_user = become_user
     called.cloud = given.pop("os_cloud", None)
     called.cloud_values = {name.removeprefix("os_"): value for name, value in given.items()}
     if insecure:

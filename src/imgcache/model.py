@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal, NewType
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 ImageId = NewType("ImageId", str)
@@ -92,6 +92,10 @@ class HostSettings:
     user: str | None = None
     become: Literal["none", "sudo"] = "none"
     become_user: str = "nova"
+    removal_become: Literal["none", "sudo"] | None = None
+    """``become`` for commands that remove files; None: see ``for_removal``."""
+    removal_become_user: str | None = None
+    """``become_user`` for commands that remove files; None: see ``for_removal``."""
     python: tuple[str, ...] = ("python3",)
     """The command that starts Python on the host, as separate words."""
     transport: Literal["ssh", "local"] = "ssh"
@@ -120,6 +124,17 @@ class HostSettings:
     """Encrypt what hosts of a site send each other."""
     keep_original: bool = False
     """Keep a converted image's original bytes, so that hosts added later are filled from here."""
+
+    def for_removal(self) -> HostSettings:
+        """Return the settings of a command that removes files, which may need root to see what is in use.
+
+        ``removal_become: sudo`` alone means root; ``removal_become_user`` alone means sudo; without both it
+        is as in other commands.
+        """
+        if self.removal_become is None and self.removal_become_user is None:
+            return self
+        become, user = self.removal_become or "sudo", self.removal_become_user or "root"
+        return replace(self, become=become, become_user=user)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +203,19 @@ class Inventory:
     """Aggregate name -> aggregate, in the file's order."""
     sites: Mapping[str, Site] = field(default_factory=dict)
     """Site name -> site, for those that say more than their name."""
+
+    def with_settings(self, change: Callable[[HostSettings], HostSettings]) -> Inventory:
+        """Return the inventory with the settings of each host changed."""
+        aggregates = {
+            name: replace(
+                aggregate,
+                hosts=tuple(
+                    replace(host, settings=change(host.settings)) for host in aggregate.hosts
+                ),
+            )
+            for name, aggregate in self.aggregates.items()
+        }
+        return replace(self, aggregates=aggregates)
 
 
 class Secret:

@@ -60,6 +60,8 @@ class OpenSshServer:
     """Options before the key in authorized_keys, such as ``command="…"``."""
     client_key: Path | None = None
     """A key to admit; None: one is made as ``folder/client_key``."""
+    within: tuple[str, ...] = ()
+    """Words before sshd's own, which run it somewhere else: in namespaces, say."""
     port: int = 0
     user: str = field(default_factory=getpass.getuser)
     _process: subprocess.Popen[bytes] | None = None
@@ -132,7 +134,7 @@ class OpenSshServer:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         with (self.folder / "sshd.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [SSHD, "-D", "-e", "-f", str(self.folder / "sshd_config")],
+                [*self.within, SSHD, "-D", "-e", "-f", str(self.folder / "sshd_config")],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import typer
 
@@ -20,6 +21,8 @@ class Invocation:
     """One call of the command line: what its global options said, and what ``main`` needs at its end."""
 
     inventory: Path | None = None
+    become: Literal["none", "sudo"] | None = None
+    become_user: str | None = None
     cloud: str | None = None
     cloud_values: dict[str, str | bool] = field(default_factory=dict)
     """See ``imgcache.images.options.CloudOptions``; holds no secret."""

@@ -80,16 +80,23 @@ class Call:
     ctx: typer.Context
     common: Common
     output: Output
+    removes: bool = False
+    """It may remove files, so that hosts are worked on with their settings for that."""
 
     def inventory(self) -> "Inventory":
-        """Return the inventory that the global options name.
+        """Return the inventory that the global options name, with the users to become in this run.
 
         Raises:
             ConfigError: there is none, or it has errors.
+            UsageError: the options contradict each other.
         """
+        from imgcache.config.become import users_to_become
         from imgcache.config.load import load_inventory
 
-        return load_inventory(invocation_of(self.ctx).inventory)
+        called = invocation_of(self.ctx)
+        change = users_to_become(called.become, called.become_user, removes=self.removes)
+        inventory = load_inventory(called.inventory)
+        return inventory.with_settings(change) if change else inventory
 
     def run(
         self,
@@ -184,6 +191,7 @@ def command(
     timeout: str | None = "5m",
     retries: bool = True,
     dry_run: bool = False,
+    removes: bool | str = False,
 ) -> "Callable[[Callable[Concatenate[Call, P], ExitCode]], Callable[..., ExitCode]]":
     """Give a command the options that commands share.
 
@@ -193,6 +201,7 @@ def command(
         timeout: the default of ``--timeout``; None: it has none.
         retries: it has ``--retries``.
         dry_run: it has ``--dry-run``.
+        removes: it removes files; or the name of its option that makes it do so.
     """
     shared = [
         *(_SELECTION if hosts else ()),
@@ -213,7 +222,8 @@ def command(
         def called(ctx: typer.Context, **given: Any) -> ExitCode:
             mine: dict[str, Any] = {name: given[name] for name in names}
             chosen = columns(mine) if callable(columns) else columns
-            return function(_call(ctx, given, chosen), **mine)  # type: ignore[call-arg]
+            removing = bool(mine[removes]) if isinstance(removes, str) else removes
+            return function(_call(ctx, given, chosen, removes=removing), **mine)  # type: ignore[call-arg]
 
         parameters = [_CONTEXT, *_in_order(own, shared)]
         called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -261,7 +271,7 @@ def _is_argument(parameter: inspect.Parameter) -> bool:
     return any(isinstance(one, ArgumentInfo) for one in get_args(parameter.annotation))
 
 
-def _call(ctx: typer.Context, given: Mapping[str, Any], columns: Columns) -> Call:
+def _call(ctx: typer.Context, given: Mapping[str, Any], columns: Columns, *, removes: bool) -> Call:
     """Check the shared options and open the log file.
 
     Raises:
@@ -292,4 +302,4 @@ def _call(ctx: typer.Context, given: Mapping[str, Any], columns: Columns) -> Cal
         timeout_s=given.get("timeout", 0.0),
         dry_run=given.get("dry_run", False),
     )
-    return Call(ctx, common, output)
+    return Call(ctx, common, output, removes)

@@ -6,7 +6,7 @@ from imgcache.errors import ExitCode
 from imgcache.ui.outcomes import ENTRY_OUTCOME_COLUMNS, outcome_listing
 
 
-@command(ENTRY_OUTCOME_COLUMNS, timeout="12h", dry_run=True)
+@command(ENTRY_OUTCOME_COLUMNS, timeout="12h", dry_run=True, removes=True)
 def clean(
     call: Call,
     stall_age: StallAge = "24h",  # type: ignore[assignment]  # Typer parses it

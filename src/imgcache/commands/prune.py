@@ -16,7 +16,7 @@ from imgcache.errors import ExitCode
 from imgcache.ui.outcomes import ENTRY_OUTCOME_COLUMNS, outcome_listing
 
 
-@command(ENTRY_OUTCOME_COLUMNS, timeout="30m", dry_run=True)
+@command(ENTRY_OUTCOME_COLUMNS, timeout="30m", dry_run=True, removes=True)
 def prune(
     call: Call,
     min_age: MinAge = None,

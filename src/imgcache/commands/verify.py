@@ -13,7 +13,7 @@ from imgcache.errors import ExitCode
 from imgcache.ui.outcomes import ENTRY_OUTCOME_COLUMNS, outcome_listing
 
 
-@command(ENTRY_OUTCOME_COLUMNS, timeout="12h", dry_run=True)
+@command(ENTRY_OUTCOME_COLUMNS, timeout="12h", dry_run=True, removes="repair")
 def verify(
     call: Call,
     images: SomeImageNames = None,

@@ -55,7 +55,12 @@ def _driver_name(value: str) -> str:
     return value
 
 
-def _account(value: str) -> str:
+def check_account(value: str) -> str:
+    """Return the name of a user on a host.
+
+    Raises:
+        ValueError: it is none; the message begins with "is".
+    """
     if not _ACCOUNT.match(value):
         message = "is not the name of a user on the host"
         raise ValueError(message)
@@ -193,7 +198,7 @@ def _timezone(value: str) -> str:
 
 Text = Annotated[str, AfterValidator(_plain_text)]
 Login = Annotated[str, AfterValidator(_login)]
-Account = Annotated[str, AfterValidator(_account)]
+Account = Annotated[str, AfterValidator(check_account)]
 HostName = Annotated[str, AfterValidator(check_host_name)]
 DriverName = Annotated[str, AfterValidator(_driver_name)]
 NodeSetText = Annotated[str, AfterValidator(_node_set)]

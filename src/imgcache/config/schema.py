@@ -64,6 +64,8 @@ class SettingsEntry(_FileModel):
     user: Login | None = None
     become: Literal["none", "sudo"] | None = None
     become_user: Account | None = None
+    removal_become: Literal["none", "sudo"] | None = None
+    removal_become_user: Account | None = None
     python: Words | None = None
     transport: Literal["ssh", "local"] | None = None
     ssh_key: LocalPath | None = None

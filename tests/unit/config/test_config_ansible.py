@@ -71,10 +71,7 @@ def test_what_ansible_inventory_prints_is_an_inventory() -> None:
     inventory = parse_inventory(FILE, LISTED)
     oslo = [f"oslo-0{number}.example.net" for number in (1, 2, 3)]
     # A group stands after its children: a host is shown as the member of the nearest.
-    assert (
-        list(inventory.aggregates)
-        == ["ungrouped", "control", "oslo", "bergen", "compute", "local"][1:]
-    )
+    assert list(inventory.aggregates) == ["control", "oslo", "bergen", "compute", "local"]
     assert names(inventory, "oslo") == oslo
     assert names(inventory, "compute") == [*oslo, "bergen-1", "bergen-2"]
     host = inventory.aggregates["oslo"].hosts[0]
