@@ -127,6 +127,10 @@ def misbehave(mode: str, order_id: int) -> None:
                 "fields": {"need": 2, "path": "\x1b["},
             }
         )
+    elif mode == "many-lines":
+        message = "qemu-img: first\r\nsecond \x1b[2J\n\n  third\n"
+        content = {"event": "error", "code": "io", "message": message, "fields": {}}
+        send({"id": order_id} | content)
     elif mode == "half-line":
         out.write(b'{"id":')
         out.flush()
@@ -180,7 +184,11 @@ def misbehave(mode: str, order_id: int) -> None:
         misbehave("good", order_id)
     elif mode == "crash":
         send(
-            {"event": "crash", "traceback": "ValueError\n<imgcache-helper>/core.py:7 in \x1b[main"}
+            {
+                "event": "crash",
+                "traceback": "ValueError\n<imgcache-helper>/core.py:7 in main"
+                "\n<imgcache-helper>/staging.py:9 in \x1b[write",
+            }
         )
         sys.exit(99)
     elif mode == "killed":

@@ -279,6 +279,12 @@ def test_noise_around_the_hello_is_dropped() -> None:
     assert error.fields.get_int("need") == 2
 
 
+def test_a_text_of_several_lines_comes_as_one_that_can_be_read() -> None:
+    error = failure("many-lines")
+    assert isinstance(error, OrderError)
+    assert error.message == "qemu-img: first | second \\x1b[2J | third"
+
+
 def test_half_a_line_and_then_the_end_is_lost_contact() -> None:
     assert isinstance(failure("half-line"), ContactLostError)
 
@@ -290,7 +296,8 @@ def test_a_killed_helper_is_lost_contact() -> None:
 def test_a_crash_comes_with_its_sanitised_traceback() -> None:
     error = failure("crash")
     assert error.code is ErrorCode.CRASH
-    assert "core.py:7" in error.message
+    assert error.message.endswith(": ValueError at staging.py:9 in \\x1b[write < core.py:7 in main")
+    assert "x0a" not in error.message
 
 
 ENDS = [

@@ -134,7 +134,7 @@ class AgentDriver(Driver):
                 (
                     item.get_str("name", limit=40),
                     item.get_enum("state", CheckState),
-                    item.get_str("detail", limit=1000),
+                    item.get_text("detail", limit=1000),
                 )
                 for item in answer.fields.get_objects("checks")
                 if service or item.get_str("name", limit=40) != "glance"
@@ -323,7 +323,7 @@ def clock_check(offset_s: float) -> tuple[str, CheckState, str]:
 def _renewed(name: str, fields: Fields, *, dry: bool) -> NoteRow:
     if fields.get_choice("state", {"existing", "absent"}) == "absent":
         return NoteRow(name, NoteState.ABSENT)
-    reason = fields.opt_str("reason", limit=1000)
+    reason = fields.opt_text("reason", limit=1000)
     if fields.get_bool("touched") or dry:
         return NoteRow(name, NoteState.RENEWED, reason=reason)
     return NoteRow(name, NoteState.FAILED, ErrorCode.NOT_TOUCHED, reason)

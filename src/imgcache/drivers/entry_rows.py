@@ -197,7 +197,7 @@ def removal_rows(fields: Fields, expected: Collection[str] | None) -> list[Remov
                 name=name,
                 state=row.get_enum("state", RemovalState),
                 code=row.get_enum("code", ErrorCode) if row.has("code") else None,
-                reason=row.opt_str("reason", limit=1000),
+                reason=row.opt_text("reason", limit=1000),
                 bytes=row.get_int("bytes"),
             )
         )
@@ -210,7 +210,7 @@ def verdict_from(base_name: str, fields: Fields) -> Verdict:
     return Verdict(
         base_name=base_name,
         state=VerdictState(fields.get_choice("state", _VERDICTS)),
-        reason=fields.opt_str("reason", limit=1000),
+        reason=fields.opt_text("reason", limit=1000),
         digest=_digest_from(fields) if hashed else None,
         size_bytes=fields.opt_int("size") or 0,
     )
@@ -224,6 +224,6 @@ def proof_from(base_name: str, fields: Fields) -> Verdict:
     if state == "proven":
         digest, size = _digest_from(fields), fields.get_int("size")
         return Verdict(base_name, VerdictState.UNMANAGED, digest=digest, size_bytes=size)
-    what = fields.get_str("reason", limit=1000)
+    what = fields.get_text("reason", limit=1000)
     reason = f"its content is not the image's: {what}"
     return Verdict(base_name, VerdictState.UNMANAGED, ErrorCode.UNPROVEN, reason)

@@ -132,7 +132,7 @@ class HypervDriver(AgentDriver):
             return True
         if answer.fields.get_choice("state", {"existing", "absent"}) == "absent":
             return False
-        reason = answer.fields.opt_str("reason", limit=1000)
+        reason = answer.fields.opt_text("reason", limit=1000)
         context.report(image, OutcomeWord.EXISTING, reason=reason)
         return True
 

@@ -255,7 +255,7 @@ class LibvirtDriver(AgentDriver):
             return True
         if answer.fields.get_choice("state", {"existing", "absent"}) == "absent":
             return False
-        reason = answer.fields.opt_str("reason", limit=1000)
+        reason = answer.fields.opt_text("reason", limit=1000)
         touched = context.dry_run or answer.fields.get_bool("touched")
         code = None if touched else ErrorCode.NOT_TOUCHED
         context.report(image, OutcomeWord.EXISTING, code=code, reason=reason)

@@ -283,7 +283,7 @@ class Transfer:
     async def _again(self, order: Order, message: Message) -> None:
         """Answer a ``retry``: ``again``, after a pause or from elsewhere; or ``stop`` and the error."""
         code = message.fields.get_enum("code", ErrorCode)
-        failure = ItemError(code, message.fields.get_str("message", limit=1000))
+        failure = ItemError(code, message.fields.get_text("message", limit=1000))
         self._note_bytes(message)
         self._attempts += 1
         offset = message.fields.get_int("offset", high=self.image.size_bytes)

@@ -65,7 +65,7 @@ def _report_answer(
         image,
         OutcomeWord(state),
         code=ErrorCode.UNCONFIRMED if unconfirmed else None,
-        reason=_joined(answer.fields.opt_str("reason", limit=1000), end.remark, weak, doubt),
+        reason=_joined(answer.fields.opt_text("reason", limit=1000), end.remark, weak, doubt),
         source=None if copied else end.kind,
         bytes_fetched=end.bytes_fetched,
     )

@@ -205,7 +205,7 @@ async def _fetch_all(context: HostContext, talk: Conversation, images: Sequence[
 
 
 def _report_existing(context: HostContext, image: Image, answer: Message) -> None:
-    reason = answer.fields.opt_str("reason", limit=1000)
+    reason = answer.fields.opt_text("reason", limit=1000)
     touched = context.dry_run or answer.fields.get_bool("touched")
     code = None if touched else ErrorCode.NOT_TOUCHED
     context.report(image, OutcomeWord.EXISTING, code=code, reason=reason)

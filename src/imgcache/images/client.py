@@ -22,6 +22,7 @@ from imgcache.errors import (
     ImageServiceError,
     ImageServiceUnreachableError,
 )
+from imgcache.images.reasons import plain_reason
 from imgcache.text import printable, without_user_info
 
 if TYPE_CHECKING:
@@ -239,7 +240,7 @@ def translated(label: str) -> Iterator[None]:
 
 def error_from(error: Exception, label: str) -> ImageServiceError:  # noqa: PLR0911 - a table
     """Return our error for one of keystoneauth1 or requests; the most telling type wins."""
-    text = printable(without_user_info(str(error)), 500)
+    text = printable(without_user_info(plain_reason(error)), 500)
     match error:
         case ksa.SSLError() | requests.exceptions.SSLError():
             return ImageServiceUnreachableError(f"{label}: no trust (TLS): {text}", hint=TLS_HINT)

@@ -39,9 +39,11 @@ _SUDO_HINT = (
 
 
 def crash_error(fields: Fields) -> HostError:
-    """Return the error for a helper that crashed; its traceback is in the message's tail."""
-    trace = fields.get_str("traceback", limit=4000)
-    message = f"the helper crashed, which is a bug in imgcache: {trace[-1500:]}"
+    """Return the error for a helper that crashed: where, the innermost place first."""
+    kind, *places = fields.get_text("traceback", limit=4000).split(" | ")
+    names = [place.removeprefix("<imgcache-helper>/") for place in reversed(places)]
+    where = f" at {' < '.join(names)[:1500]}" if names else ""
+    message = f"the helper crashed, which is a bug in imgcache: {kind}{where}"
     return HostError(ErrorCode.CRASH, message, hint="please report it")
 
 

@@ -140,7 +140,7 @@ class Order:
 def _order_error(fields: Fields) -> OrderError:
     code = ErrorCode(fields.get_choice("code", _CODES))
     more = fields.opt_object("fields") or Fields({})
-    return OrderError(code, fields.get_str("message", limit=1000), more)
+    return OrderError(code, fields.get_text("message", limit=1000), more)
 
 
 def read_hello(order: Order) -> Hello:

@@ -155,6 +155,13 @@ class Fields:
             self._wrong(name, "a string")
         return printable(value, limit)
 
+    def get_text(self, name: str, *, limit: int = 4096) -> str:
+        """Return a text as one safe line; its own lines are separated by `` | ``."""
+        value = self._values.get(name)
+        if not isinstance(value, str):
+            self._wrong(name, "a string")
+        return printable(" | ".join(filter(None, map(str.strip, value.split("\n")))), limit)
+
     def get_match(self, name: str, pattern: re.Pattern[str]) -> str:
         """Return a string exactly as sent that ``pattern`` matches in full; it must be safe to show."""
         value = self._values.get(name)
@@ -235,6 +242,10 @@ class Fields:
     def opt_str(self, name: str, *, limit: int = 4096) -> str | None:
         """Return a string or None."""
         return None if self._missing(name) else self.get_str(name, limit=limit)
+
+    def opt_text(self, name: str, *, limit: int = 4096) -> str | None:
+        """Return a text as ``get_text`` does, or None."""
+        return None if self._missing(name) else self.get_text(name, limit=limit)
 
     def opt_int(self, name: str, *, low: int = 0, high: int = MAX_INT) -> int | None:
         """Return an integer or None."""
