@@ -28,6 +28,12 @@ gcc:gcc
 /usr/include/stdio.h:libc6-dev
 ps:procps
 ip:iproute2
+/usr/sbin/libvirtd:libvirt-daemon
+virsh:libvirt-clients
+/etc/libvirt/qemu.conf:libvirt-daemon-system
+qemu-system-x86_64:qemu-system-x86
+/sbin/losetup:mount
+/usr/bin/python3:python3-minimal
 /usr/lib/wine/wine64:wine64
 go:golang-go
 /usr/share/gocode/src/github.com/vmware/govmomi:golang-github-vmware-govmomi-dev
@@ -98,7 +104,7 @@ apt_install() {
     DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$@" >/dev/null
 }
 
-# The tests start their own sshd on a free port; installing the package must not open port 22.
+# The tests start their own sshd and libvirtd; installing the packages must not open port 22, nor start daemons.
 keep_services_stopped() {
     local policy=/usr/sbin/policy-rc.d
     [ -e "$policy" ] && return 0
