@@ -339,6 +339,8 @@ class CacheEntry:
     """The back end keeps copies in several places, and not all have one: it is missing as well as there."""
     hits: int | None = None
     """How often it was used, for back ends that count."""
+    unremovable: str | None = None
+    """Why the host could not remove it, whatever uses it; None when nothing stands against that."""
 
 
 @dataclass(frozen=True, slots=True)

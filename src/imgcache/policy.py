@@ -258,7 +258,11 @@ def cache_bytes(cache: HostCache) -> int:
 
 def _bytes_too_many(cache: HostCache, policy: PrunePolicy, decisions: Iterable[Decision]) -> float:
     """Return how many more bytes must go than the decisions take."""
-    freed = sum(decision.entry.allocated_bytes for decision in decisions if decision.remove)
+    freed = sum(
+        decision.entry.allocated_bytes
+        for decision in decisions
+        if decision.remove and not decision.entry.unremovable
+    )
     over = 0.0
     if policy.max_size_bytes is not None:
         over = cache_bytes(cache) - policy.max_size_bytes
@@ -276,7 +280,7 @@ def _make_room(decisions: list[Decision], rules: Rules, too_many: float) -> list
         if too_many <= 0:
             break
         entry = result[index].entry
-        if result[index].remove or held_by(entry, rules):
+        if result[index].remove or entry.unremovable or held_by(entry, rules):
             continue
         reason = f"to make room: least recently used, {age_text(entry.age_s)} ago"
         result[index] = Decision(entry, True, None, reason, rules.policy.floor_s)

@@ -104,8 +104,9 @@ class World:
         (self.base / ".imgcache").mkdir(parents=True)
         (self.instances / "locks").mkdir()
         self.proc = root / "proc"
-        for folder in ("proc/1/fd", "proc/self", "sys/block"):
+        for folder in ("proc/1/fd", "proc/1/task", "proc/self", "sys/block"):
             (root / folder).mkdir(parents=True)
+        (self.proc / "1/task/1").symlink_to(self.proc / "1")
         (self.proc / "1" / "maps").write_text("")
         (self.proc / "self" / "mountinfo").write_text("1 0 8:1 / / rw - ext4 /dev/sda rw\n")
         conf = root / "nova.conf"

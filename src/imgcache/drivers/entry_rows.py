@@ -106,6 +106,7 @@ def entry_from(row: Fields, shapes: Shapes = LIBVIRT_SHAPES) -> CacheEntry:
         manifest=_manifest_from(manifest) if manifest else None,
         base=intern(name[: shapes.base_length]) if kind is EntryKind.RESIZED else None,
         partial=row.opt_bool("partial") or False,
+        unremovable=row.opt_str("unremovable", limit=200),
     )
 
 

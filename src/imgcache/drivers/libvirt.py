@@ -33,10 +33,10 @@ LIST_MODULES = (
     *WARM_MODULES,
     *("watch", "staging", "formats"),
     *("headers", "mounts", "sharing", "owners"),
-    *("domains", "processes", "usage", "facts", "entries"),
+    *("domains", "processes", "usage", "removable", "facts", "entries"),
 )
 VERIFY_MODULES = (*LIST_MODULES, "verify")
-REMOVE_MODULES = (*LIST_MODULES, "removal")
+REMOVE_MODULES = (*LIST_MODULES, "leases", "removal")
 CLEAN_MODULES = (*REMOVE_MODULES, "clean")
 PROVE_MODULES = (
     *VERIFY_MODULES,

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from imgcache.errors import ErrorCode
+
 if TYPE_CHECKING:
-    from imgcache.errors import ErrorCode
     from imgcache.model import Digest
 
 
@@ -59,6 +60,14 @@ class RemovalItem:
     pinned_ok: bool = False
 
 
+#: Codes that say why an entry is to stay; any other says why it could not be removed.
+_STAYS = frozenset({
+    ErrorCode.IN_USE, ErrorCode.YOUNG, ErrorCode.PINNED, ErrorCode.KEEP, ErrorCode.POLICY, ErrorCode.TEMPLATE,
+    ErrorCode.TRANSFER, ErrorCode.EVIDENCE, ErrorCode.SHARED, ErrorCode.FOREIGN, ErrorCode.CHANGED,
+    ErrorCode.BUSY, ErrorCode.DRY_RUN, ErrorCode.QUEUED,
+})  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class RemovalRow:
     """What a host did with one entry."""
@@ -71,6 +80,11 @@ class RemovalRow:
     reason: str | None
     bytes: int
     """Allocated bytes: freed by a removal, else of the entry."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether it stays though nothing says that it should."""
+        return self.state is RemovalState.KEPT and self.code not in _STAYS
 
 
 @dataclass(frozen=True, slots=True)

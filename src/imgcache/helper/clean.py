@@ -11,7 +11,7 @@ import os
 import stat
 import time
 
-from . import entries
+from . import entries, removable
 from .core import os_failure
 from .removal import Kept, Locks, Removal, check_evidence
 from .staging import JOURNAL, lock_first_byte
@@ -78,7 +78,7 @@ class Clean(Removal):
                 self.check_ours(name, status)
                 self.check_host()
                 if self.order["dry"]:
-                    raise Kept("dry-run", "it would be removed")
+                    raise _announced(name, status, own_fd)
                 self.unlink_ours(name)
                 self.row(name, status, "removed")
             except Kept as kept:
@@ -159,7 +159,7 @@ class Clean(Removal):
             raise Kept("foreign", "it is no regular file")
         self.check_host()
         if self.order["dry"]:
-            raise Kept("dry-run", "it would be removed")
+            raise _announced(name, status, cache.own_fd)
         locks.take(base, 0)
         if entries.status_of(base, cache.cache_fd) is not None:
             raise Kept("busy", "its image was cached again just now")
@@ -221,8 +221,8 @@ class Clean(Removal):
     def unlink(self, name, status):
         """Remove, or say that it would be."""
         if self.order["dry"]:
-            raise Kept("dry-run", "it would be removed")
-        super().unlink(name, status)
+            raise _announced(name, status, self.cache.cache_fd)
+        return super().unlink(name, status)
 
     def forget(self, name):
         """Remove a manifest; a staging file of Nova's has none."""
@@ -232,6 +232,14 @@ class Clean(Removal):
 
 def _signature(status):
     return (status.st_ino, status.st_size, status.st_blocks, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _announced(name, status, dir_fd):
+    """Return what a dry run says of a file that may go."""
+    why = removable.hindrance(name, status, dir_fd)
+    if why:
+        return Kept("permission", "it could not be removed: " + why)
+    return Kept("dry-run", "it would be removed")
 
 
 def _check_age(status, least):

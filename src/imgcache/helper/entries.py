@@ -14,7 +14,7 @@ import re
 import stat
 import time
 
-from . import facts, formats, headers, usage
+from . import facts, formats, headers, removable, usage
 from .core import Failure
 from .owners import is_anothers
 from .watch import watch as watch_of
@@ -282,6 +282,7 @@ class Listing:
             "users": None,
             "used_by": [],
             "live": bool(live),
+            "unremovable": None,
             "manifest": None,
         }
         if self.order["formats"] and stat.S_ISREG(status.st_mode):
@@ -290,6 +291,7 @@ class Listing:
             users = self.scan.users.get(name, ())
             row["users"] = None if self.problems else len(users)
             row["used_by"] = [printable(user)[:100] for user in sorted(users)[:3]]
+            row["unremovable"] = removable.hindrance(name, status, dir_fd)
         if name in self.manifests and kind == "original":
             row["manifest"] = slim(self.cache.read_manifest(name))
         self.rows.add(row)

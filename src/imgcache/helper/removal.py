@@ -12,13 +12,19 @@ import os
 import stat
 import time
 
-from . import entries, usage
+from . import entries, leases, mounts, processes, removable, usage
 from .core import Failure, os_failure
 from .headers import FLAGS
 
 #: Whatever the policy: a boot from a file touches it, so one that was touched of late may be booting.
 _FLOOR_S = 3600
 _LOCK_WAIT_S = 10
+#: A file that something has open is tried again after these times: it may be a look at its first bytes.
+_HELD_WAITS_S = (0, 0.01, 0.05, 0.2)
+_HELD = (
+    "something has it open that no process or device shows: a descriptor on its way between processes, or"
+    " a part of the kernel such as its NFS server"
+)
 _NO_LOCKS = (
     "the file system under instances_path knows no POSIX locks: Nova cannot be kept from using it"
 )
@@ -78,6 +84,14 @@ def check_evidence(scan):
     """Keep everything where not all evidence of use could be read."""
     if scan.problems:
         raise Kept("evidence", "who uses it cannot be told: " + "; ".join(scan.problems[:3]))
+
+
+def _used_by(users):
+    """Return who uses a file, as text; empty when nothing does."""
+    if not users:
+        return ""
+    more = " and %d more" % (len(users) - 3) if len(users) > 3 else ""
+    return "used by %s%s" % (", ".join(entries.printable(user) for user in sorted(users)[:3]), more)
 
 
 class Removal:
@@ -165,19 +179,42 @@ class Removal:
         scan = self.look_for_users(items)
         self.work.check()
         removed = []
-        for item in items:
-            try:
-                status = self.look(item)
-                if status is not None:
-                    self.check_use(item, scan)
-                    self.unlink(item["name"], status)
-                    removed.append((item, status))
-            except Kept as kept:
-                self.keep(item, kept)
+        for wait_s in _HELD_WAITS_S:
+            time.sleep(wait_s)
+            items = [item for item in items if not self.settle(item, scan, removed)]
+            if not items:
+                break
+        self.keep_held(items)
         reason = self.sync() if removed else None
         for item, status in removed:
             self.forget(item["name"])
             self.row(item["name"], status, "removed", None, reason)
+
+    def settle(self, item, scan, removed):
+        """Remove or keep an item; return False when something has it open, maybe for a moment only."""
+        try:
+            status = self.look(item)
+            if status is not None:
+                self.check_use(item, scan)
+                if not self.unlink(item["name"], status):
+                    return False
+                removed.append((item, status))
+        except FileNotFoundError:
+            self.row(item["name"], None, "gone")
+        except Kept as kept:
+            self.keep(item, kept)
+        return True
+
+    def keep_held(self, items):
+        """Keep what something has open, and say what, where that shows by now."""
+        if not items:
+            return
+        scanner = usage.usage_of(self.cache)
+        scan = usage.Scan(scanner, self.inodes_of(items), None)
+        with usage.AsRoot():
+            processes.look(scan, scanner.roots.proc, scanner.roots.sys)
+        for item in items:
+            self.keep(item, Kept("in-use", _used_by(scan.users.get(item["name"])) or _HELD))
 
     def sync(self):
         """Make removals durable; return None, or why that failed: a power cut may bring the files back."""
@@ -189,48 +226,95 @@ class Removal:
 
     def look_for_users(self, items):
         """Gather the evidence once more, now that nobody can begin to use them."""
+        return usage.usage_of(self.cache).scan(self.inodes_of(items), self.work.tell)
+
+    def inodes_of(self, items):
+        """Return name -> inode of what is there of items."""
         targets = {}
         for item in items:
             status = entries.status_of(item["name"], self.cache.cache_fd)
             if status is not None:
                 targets[item["name"]] = status.st_ino
-        return usage.usage_of(self.cache).scan(targets, self.work.tell)
+        return targets
 
     def check_use(self, item, scan):
         """Keep what is used, or may be."""
         check_evidence(scan)
-        users = sorted(scan.users.get(item["name"], ()))
+        users = _used_by(scan.users.get(item["name"]))
         if users:
-            more = " and %d more" % (len(users) - 3) if len(users) > 3 else ""
-            shown = ", ".join(entries.printable(user) for user in users[:3])
-            raise Kept("in-use", "used by %s%s" % (shown, more))
+            raise Kept("in-use", users)
 
     def unlink(self, name, status):
-        """Remove the very file that was judged; a big one's blocks are freed after the locks are let go."""
-        cache_fd = self.cache.cache_fd
-        self.ask_server(name, status)
-        try:
-            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=cache_fd)
-            self.holding.append(fd)
-            if not os.path.samestat(os.fstat(fd), status):
-                raise Kept("changed", "it was replaced just now")
-            usage.either(os.unlink, name, dir_fd=cache_fd)
-        except OSError as error:
-            failure = os_failure(error, "cannot remove %s/%s" % (self.cache.path, name), cache_fd)
-            raise Kept(failure.code, failure.message) from error
+        """Remove the very file that was judged; return False, with nothing done, when something has it open.
 
-    def ask_server(self, name, status):
-        """Keep what another host used just now: on NFS only opening a file shows its times as they are."""
+        A big one's blocks are freed after the locks are let go.
+        """
+        fd = None
         try:
-            fd = usage.either(os.open, name, FLAGS | os.O_NOFOLLOW, dir_fd=self.cache.cache_fd)
-        except OSError:
-            return  # not ours to read; what is gone shows when it is removed
-        try:
+            fd = self.open(name)
             now = os.fstat(fd)
+            if not os.path.samestat(now, status) or now.st_mtime_ns != status.st_mtime_ns:
+                raise Kept("changed", "it was used, renewed or replaced just now")
+            return self.unlink_open(fd, name)
+        except BlockingIOError:
+            return False  # another has a lease on it: that is a way to have it open
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise self.cannot(name, status, error) from error
         finally:
-            os.close(fd)
-        if not os.path.samestat(now, status) or now.st_mtime_ns != status.st_mtime_ns:
-            raise Kept("changed", "it was used, renewed or replaced just now")
+            if fd is not None:
+                os.close(fd)
+
+    def unlink_open(self, fd, name):
+        """Remove an open file, unless something else has it open, too."""
+        lease = self.lease(fd)
+        if lease is False:
+            return False
+        try:
+            usage.either(os.unlink, name, dir_fd=self.cache.cache_fd)
+            self.holding.append(os.dup(fd))
+        finally:
+            if lease:
+                self.give_back(fd)
+        return True
+
+    def open(self, name):
+        """Open a file; on NFS only that shows what another host did with it just now.
+
+        What is not ours to read is opened for no more than to be told.
+        """
+        cache_fd = self.cache.cache_fd
+        try:
+            return usage.either(os.open, name, FLAGS | os.O_NOFOLLOW, dir_fd=cache_fd)
+        except (BlockingIOError, FileNotFoundError):
+            raise
+        except OSError:
+            return os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=cache_fd)
+
+    def lease(self, fd):
+        """Ask for a lease; True: nothing else has the file open, False: something has, None: no answer."""
+        kind = usage.usage_of(self.cache).mounts.kind_at(self.cache.path)
+        if mounts.may_be_shared(kind):
+            return None
+        try:
+            return usage.either(leases.take, fd)
+        except PermissionError:
+            return None
+
+    def give_back(self, fd):
+        """End a lease; the kernel does that itself when somebody has waited for its end for too long."""
+        try:
+            usage.either(leases.give_back, fd)
+        except OSError:
+            pass
+
+    def cannot(self, name, status, error):
+        """Return the ``Kept`` of a file that could not be removed."""
+        cache = self.cache
+        failure = os_failure(error, "cannot remove %s/%s" % (cache.path, name), cache.cache_fd)
+        why = removable.hindrance(name, status, cache.cache_fd)
+        return Kept(failure.code, "%s: %s" % (failure.message, why) if why else failure.message)
 
     def forget(self, name):
         """Remove the manifest of a file that is gone, and the original that it was converted from."""

@@ -26,6 +26,9 @@ _ROUNDS = 50
 #: A header is remembered only when its file has been left alone for so long: within one tick of a
 #: clock, also another host's, a file can change without looking changed.
 _SETTLED_S = 60
+#: How often, and after what time, a file is opened again that another run is about to remove.
+_LEASE_TRIES = 20
+_LEASE_S = 0.01
 _GONE = (FileNotFoundError, NotADirectoryError)
 #: Folders and files that hold no disks, and that are often readable for root only.
 _NO_DISKS = re.compile(r"lost\+found|console\.log(\.[0-9]+)?")
@@ -311,12 +314,22 @@ class AsRoot:
 def either(call, *args, **kwargs):
     """Do something as Nova's user and, where that may not, as root: libvirt owns disks in use."""
     try:
-        return call(*args, **kwargs)
+        return patient(call, *args, **kwargs)
     except PermissionError:
         if os.getuid() or not os.geteuid():
             raise
     with AsRoot():
-        return call(*args, **kwargs)
+        return patient(call, *args, **kwargs)
+
+
+def patient(call, *args, **kwargs):
+    """Open a file; where another helper has a lease on it, wait for the moment that this lasts."""
+    for _ in range(_LEASE_TRIES):
+        try:
+            return call(*args, **kwargs)
+        except BlockingIOError:
+            time.sleep(_LEASE_S)
+    return call(*args, **kwargs)
 
 
 def _as_set(names):

@@ -127,7 +127,7 @@ def _cleaned(host: Host, row: RemovalRow) -> EntryOutcome:
     word = {
         RemovalState.REMOVED: EntryWord.REMOVED,
         RemovalState.GONE: EntryWord.ABSENT,
-        RemovalState.KEPT: EntryWord.KEPT,
+        RemovalState.KEPT: EntryWord.ERROR if row.failed else EntryWord.KEPT,
     }[row.state]
     would_go = row.state is RemovalState.KEPT and row.code is ErrorCode.DRY_RUN
     return EntryOutcome(

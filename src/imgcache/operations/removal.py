@@ -228,7 +228,11 @@ def _as_shown(one: PlannedHost, code: ErrorCode) -> list[EntryOutcome]:
     rows = _host_rows(one)
     for decision in one.plan.decisions:
         entry, image = decision.entry, _label(one, decision.entry)
-        if decision.remove:
+        if decision.remove and dry and entry.unremovable:
+            reason = f"dry run: could not be removed: {entry.unremovable}"
+            ending = EntryWord.ERROR, ErrorCode.PERMISSION, reason
+            rows.append(entry_outcome(one.host, entry, image, ending))
+        elif decision.remove:
             reason = f"{why}: {decision.reason}"
             freed = entry.allocated_bytes if dry else 0
             ending = EntryWord.SKIPPED, code, reason
@@ -279,7 +283,7 @@ def _result(row: RemovalRow, decision: Decision, *, lost_before: bool) -> Ending
         case RemovalState.REMOVED:
             return EntryWord.REMOVED, None, decision.reason
         case RemovalState.KEPT:
-            return EntryWord.KEPT, row.code, row.reason
+            return EntryWord.ERROR if row.failed else EntryWord.KEPT, row.code, row.reason
         case RemovalState.GONE if lost_before:
             return EntryWord.REMOVED, None, f"{decision.reason}; contact was lost meanwhile"
         case RemovalState.GONE:

@@ -141,7 +141,8 @@ def _note_kept(rows: list[EntryOutcome], kept: EntryOutcome) -> None:
             # The plan's reason is that of the damage and, behind "but", what stands against its removal.
             why = (kept.reason or "").removeprefix(f"{row.reason}, but ")
             reason = f"{row.reason}; not repaired: {why}"
-            rows[index] = replace(row, code=kept.code, reason=reason)
+            word = EntryWord.ERROR if kept.outcome is EntryWord.ERROR else row.outcome
+            rows[index] = replace(row, outcome=word, code=kept.code, reason=reason)
             return
     if not kept.entry and kept.outcome is EntryWord.ERROR:
         rows.append(kept)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from helper.controller import let_others_reach
+from helper.life.holders import BEGIN, HOLDERS
 from helper.life.tree import Life, Tree
 
 if TYPE_CHECKING:
@@ -35,6 +37,20 @@ def needs_root() -> None:
     """Skip where the tests cannot become other users."""
     if os.geteuid():
         pytest.skip("needs root, to be two users")
+
+
+@pytest.fixture(params=HOLDERS)
+def holder(request: pytest.FixtureRequest) -> str:
+    """Return the script of a process that has a file open in a way of its own."""
+    return BEGIN + HOLDERS[request.param]
+
+
+@pytest.fixture
+def free_folder(tmp_path: Path) -> Path:
+    """Return a folder that other users may enter, which pytest's own is not."""
+    let_others_reach(tmp_path)
+    tmp_path.chmod(0o755)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

@@ -38,8 +38,9 @@ class Host:
         self.tree = tree
         self.folder = folder
         self.libvirt = folder / "libvirt"
-        for part in ("libvirt", "proc/1/fd", "proc/self", "sys/block"):
+        for part in ("libvirt", "proc/1/fd", "proc/1/task", "proc/self", "sys/block"):
             (folder / part).mkdir(parents=True)
+        (folder / "proc/1/task/1").symlink_to(folder / "proc/1")
         (folder / "proc/1/maps").touch()
         (folder / "proc/1/cmdline").touch()
         (folder / "proc/self/mountinfo").write_text("1 0 8:1 / / rw - ext4 /dev/sda rw\n")
@@ -67,6 +68,8 @@ class Host:
         """Make a process with these open files."""
         folder = self.folder / "proc" / str(number)
         (folder / "fd").mkdir(parents=True)
+        (folder / "task").mkdir()
+        (folder / "task" / str(number)).symlink_to(folder)
         (folder / "maps").write_text(maps)
         (folder / "cmdline").write_bytes("\0".join(words).encode() + b"\0")
         (folder / "comm").write_text(f"{words[0][:15]}\n")

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from helper.controller import let_others_reach
 from helper.life.tree import Life, Tree, child, overlay, sha1
 
 if TYPE_CHECKING:
@@ -335,14 +334,6 @@ def test_a_link_to_an_unmounted_volume_keeps_everything(
     volume.mkdir()
     (volume / "vm-1").mkdir()
     assert life.remove_one(base) is None
-
-
-@pytest.fixture
-def free_folder(tmp_path: Path) -> Path:
-    """Return a folder that other users may enter, which pytest's own is not."""
-    let_others_reach(tmp_path)
-    tmp_path.chmod(0o755)
-    return tmp_path
 
 
 def system_python() -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 #: What the orders about the life of the cache need, in loading order.
 LIFE = (
     "watch", "staging", "formats", "headers", "mounts", "sharing", "owners", "domains", "processes", "usage",
-    "facts", "entries", "removal", "clean", "verify",
+    "removable", "facts", "entries", "leases", "removal", "clean", "verify",
 )  # fmt: skip
 DAY = 86400
 
