@@ -135,12 +135,12 @@ make_openstack_environment() {
     echo "$wanted" >.venv-openstack/.stamp
 }
 
-# Nova's own code, which judges what the driver vmwareapi has put on a simulated vCenter.
+# Nova's own code: it judges what the driver vmwareapi has put on a simulated vCenter, and fetches images beside imgcache.
 make_nova_environment() {
     local wanted
     wanted=$(digest_of tools/requirements-nova.txt)
     is_stamped .venv-nova "$wanted" && return 0
-    say "making .venv-nova (Nova's own code, for tests of the driver vmwareapi)"
+    say "making .venv-nova (Nova's own code, for tests)"
     make_environment .venv-nova
     .venv-nova/bin/python -m pip install -q --disable-pip-version-check --use-pep517 --no-deps \
         -r tools/requirements-nova.txt
