@@ -183,7 +183,7 @@ class AuthenticationError(ImageServiceError):
 
 
 class ImageServiceUnreachableError(ImageServiceError):
-    """No answer, no connection, or no trust (TLS) to the image service."""
+    """No answer, one that broke off, no connection, or no trust (TLS) to the image service."""
 
 
 class ImageProblemsError(_ProblemsError, ImageServiceError):

@@ -232,9 +232,15 @@ def test_wrong_bytes_of_an_earlier_run_and_a_push(helper: Controller, instances:
     assert_whole(instances)
 
 
+#: What a request for a range may get where ranges do not work.
+UNUSABLE = [
+    "400", "403", "404", "302", "416", "ignore", "wrong", "whole-length", "short-length", "part", "encoded",
+]  # fmt: skip
+
+
 @pytest.mark.row("N11")
-@pytest.mark.parametrize("ranges", ["400", "416", "ignore", "wrong"])
-def test_a_service_that_refuses_the_range(
+@pytest.mark.parametrize("ranges", UNUSABLE)
+def test_a_range_that_cannot_be_used_is_followed_by_one_request_without(
     helper: Controller, instances: Path, server: http.HttpServer, ranges: http.Ranges
 ) -> None:
     left(instances)
@@ -243,10 +249,66 @@ def test_a_service_that_refuses_the_range(
     number = helper.fetch(IMAGE, from_service(url), more=KEEP)
     result = helper.result(number)
     assert (result["bytes_fetched"], result["resumed"]) == (len(DATA), 0)
-    assert server.requests[0].offset == 2 * MIB
+    asked = [request.offset for request in server.requests]
+    assert asked == ([2 * MIB] if ranges == "ignore" else [2 * MIB, None])
     assert_whole(instances)
     downloads = [frame for frame in helper.frames if frame.get("phase") == "download"]
     assert sorted(frame["done"] for frame in downloads) == [frame["done"] for frame in downloads]
+
+
+@pytest.mark.row("N11")
+@pytest.mark.parametrize("ranges", UNUSABLE)
+def test_ranges_that_do_not_work_are_asked_for_once_and_nothing_is_kept_for_them(
+    helper: Controller, instances: Path, own: Path, server: http.HttpServer, ranges: http.Ranges
+) -> None:
+    cut = http.truncate_after(CUT)
+    helper.open(instances)
+    url = server.route("/i", DATA, cut, http.serve(ranges=ranges), cut)
+    if ranges == "ignore":
+        url = server.route("/i", DATA, cut)
+    number = helper.fetch(IMAGE, from_service(url), more=KEEP)
+    for _ in range(3):
+        assert helper.event(number, "retry")["offset"] == CUT
+        helper.tell("again", number, token=None)
+    helper.event(number, "retry")
+    send_stop(helper, number)
+    asked = [request.offset for request in server.requests]
+    assert [offset for offset in asked if offset is not None] == [CUT]
+    assert os.listdir(own) == []
+
+
+@pytest.mark.row("N11")
+@pytest.mark.parametrize("ranges", ["500", "503", "empty"])
+def test_a_range_that_fails_again_and_again_is_followed_by_one_request_without(
+    helper: Controller, instances: Path, server: http.HttpServer, ranges: http.Ranges
+) -> None:
+    left(instances)
+    helper.open(instances)
+    url = server.route("/i", DATA, http.serve(ranges=ranges))
+    number = helper.fetch(IMAGE, from_service(url), more=KEEP)
+    for _ in range(2):
+        assert helper.event(number, "retry")["offset"] == 2 * MIB
+        helper.tell("again", number, token=None)
+    assert helper.result(number)["resumed"] == 0
+    assert [request.offset for request in server.requests] == [2 * MIB, 2 * MIB, None]
+    assert_whole(instances)
+
+
+@pytest.mark.row("N14")
+def test_what_came_outlives_a_service_that_is_down_for_a_while(
+    helper: Controller, instances: Path, server: http.HttpServer
+) -> None:
+    left(instances)
+    helper.open(instances)
+    down = [http.status(503)] * 5
+    number = helper.fetch(
+        IMAGE, from_service(server.route("/i", DATA, *down, http.serve())), more=KEEP
+    )
+    for _ in down:
+        assert helper.event(number, "retry")["offset"] == 2 * MIB
+        helper.tell("again", number, token=None)
+    assert helper.result(number)["resumed"] == 2 * MIB
+    assert_whole(instances)
 
 
 def test_all_bytes_are_there_already(helper: Controller, instances: Path) -> None:

@@ -138,10 +138,10 @@ def _blocks(answer: http.client.HTTPResponse, left: int) -> Iterator[bytes]:
             block = answer.read1(min(left, 1 << 16))
         except (OSError, http.client.HTTPException) as error:
             message = f"the service broke off: {error}"
-            raise ImageServiceError(message) from error
+            raise ImageServiceUnreachableError(message) from error
         if not block:
             message = f"the service ended {left} bytes early"
-            raise ImageServiceError(message)
+            raise ImageServiceUnreachableError(message)
         left -= len(block)
         yield block
 

@@ -65,7 +65,7 @@ def test_a_source_that_breaks_off_is_resumed(rig: Rig, fault: http.Behaviour) ->
     ("script", "requests"),
     [
         ([http.reset_after(1000)], 4),
-        ([http.truncate_after(HALF), http.truncate_after(0)], 2),
+        ([http.truncate_after(HALF), http.truncate_after(0)], 4),
         ([http.status(503)], 4),
         ([http.status(404)], 1),
     ],

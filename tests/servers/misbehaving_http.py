@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     import ssl
 
 Framing = Literal["length", "chunked", "close"]
-Ranges = Literal["ok", "400", "416", "ignore", "wrong"]
+Ranges = Literal[
+    "ok", "400", "403", "404", "302", "416", "500", "503", "ignore", "wrong", "whole-length",
+    "short-length", "part", "empty", "encoded",
+]  # fmt: skip
 _BLOCK = 1 << 16
 
 
@@ -91,21 +94,31 @@ Behaviour = Callable[[Exchange], None]
 def serve(
     framing: Framing = "length", ranges: Ranges = "ok", body: bytes | None = None
 ) -> Behaviour:
-    """Answer as a good server does; ``ranges`` says what a range request gets; ``body`` replaces the data."""
+    """Answer as a good server does; ``ranges`` says what a range request gets; ``body`` replaces the data.
+
+    ``whole-length`` and ``short-length``: a Content-Length that is not the range's; ``part``: a good answer
+    that ends early; ``empty``: a good head, and no byte; digits: that status.
+    """
 
     def behave(exchange: Exchange) -> None:
         data = exchange.data if body is None else body
         offset = exchange.request.offset
-        if offset is not None and ranges in {"400", "416"}:
-            exchange.head(int(ranges), {"Content-Length": 0})
-            return
         headers: dict[str, object] = {"Content-Type": "application/octet-stream"}
-        status = 200
-        if offset is not None and ranges != "ignore":
-            said = offset + (1 if ranges == "wrong" else 0)
-            headers["Content-Range"] = f"bytes {said}-{len(data) - 1}/{len(data)}"
-            data, status = data[offset:], 206
-        _send(exchange, status, headers, data, len(data), framing)
+        if offset is None or ranges == "ignore":
+            _send(exchange, 200, headers, data, len(data), framing)
+        elif ranges.isdigit():
+            exchange.head(int(ranges), {"Content-Length": 0, "Location": "http://127.0.0.1:1/"})
+        else:
+            first, last = offset + (ranges == "wrong"), len(data) - 1
+            if ranges == "part":
+                last = (offset + last) // 2
+            rest = data[offset : last + 1]
+            announced = {"whole-length": len(data), "short-length": len(rest) // 2}
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
+            if ranges == "encoded":
+                headers["Content-Encoding"] = "gzip"
+            sent = b"" if ranges == "empty" else rest[: announced.get(ranges)]
+            _send(exchange, 206, headers, sent, announced.get(ranges, len(rest)), framing)
 
     return behave
 

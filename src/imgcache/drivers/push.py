@@ -83,7 +83,7 @@ class Pushing:
                         sent += len(block)
                 break
             except HostError as error:
-                # Without a byte of progress, only what was not reached at all may be there later.
+                # Without a byte of progress, only one that did not answer, or broke off, is asked again.
                 passing = sent > before or isinstance(error.__cause__, ImageServiceUnreachableError)
                 if (
                     error.code is not ErrorCode.SOURCE

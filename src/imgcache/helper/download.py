@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 from .core import Failure
 
 _BUSY_STATUSES = (408, 425, 429)
+#: Codes of a ``Retry`` that may be the fault of the range that was asked for.
+_NO_ANSWERS = ("download", "stall")
 
 
 class Retry(Exception):
@@ -52,10 +54,12 @@ class Download:
             from .body import Body
 
             self.body = Body(self.limits, self.sink, self.watch, False)
-        connection = self._connect()
+        connection, before = self._connect(), self.sink.count
         try:
             self._fetch(connection)
-        except Retry:
+        except Retry as retry:
+            came = retry.code not in _NO_ANSWERS or self.sink.count != before
+            self.sink.range_failures = 0 if came else self.sink.range_failures + 1
             self.watch.check_source()
             raise
         finally:
@@ -77,10 +81,7 @@ class Download:
             connection.close()
 
     def _fetch(self, connection):
-        offset = self.sink.count
-        response = self._ask(connection, offset)
-        if offset and not _serves_range(response, offset, self.sink.size):
-            response = self._without_range(connection, response)
+        response = self._answer(connection)
         self._judge(response)
         length = self._length(response)
         try:
@@ -99,16 +100,41 @@ class Download:
                 "the body ended after %d of %d bytes" % (self.sink.count, self.sink.size),
             )
 
+    def _answer(self, connection):
+        """Ask for what is missing; return the answer, which may be to a request for all."""
+        offset = self.sink.count
+        if offset and not self._wants_range():
+            response = self._ask(connection, 0)
+            self.sink.range_failures = 0
+            return self._begun_anew(response)
+        response = self._ask(connection, offset)
+        if not offset or _may_pass(response.status):
+            return response
+        if _serves_range(response, offset, self.sink.size):
+            return response
+        return self._without_range(connection, response)
+
+    def _wants_range(self):
+        """Whether to go on in the middle: not where that was of no use, or has failed twice."""
+        return not self.sink.no_ranges and self.sink.range_failures < 2
+
     def _without_range(self, connection, response):
-        """Start from zero where the service does not go on in the middle; return its answer to that."""
-        status = response.status
-        if status in (200, 206, 400, 416):
-            self.sink.restart()
-        if status in (206, 400, 416):
+        """Begin at zero where the service does not go on in the middle; return its answer to that.
+
+        Whatever it answered to the range, also that the image is gone, may hold for ranges alone.
+        """
+        self.sink.no_ranges = True
+        if response.status != 200:
             connection.close()
             connection.timeout = self.limits["connect_s"]
             self._open(connection)
             response = self._ask(connection, 0)
+        return self._begun_anew(response)
+
+    def _begun_anew(self, response):
+        """Drop what is there, now that all comes again."""
+        if response.status in (200, 206):
+            self.sink.restart()
         return response
 
     def _refusal(self, code, message, **fields):
@@ -286,8 +312,16 @@ def _place_of(text):
     return ascii("%s://%s" % (url.scheme, url.netloc.rpartition("@")[2]))[:200]
 
 
+def _may_pass(status):
+    """Whether a status says nothing about the request itself."""
+    return status == 401 or status in _BUSY_STATUSES or status >= 500
+
+
 def _serves_range(response, offset, size):
-    if response.status != 206:
+    """Whether an answer brings the bytes from ``offset`` on, all of them and as they are."""
+    if response.status != 206 or response.getheader("Content-Encoding", "identity") != "identity":
+        return False
+    if not response.chunked and response.length not in (None, size - offset):
         return False
     said = response.getheader("Content-Range", "")
     return said in (

@@ -32,6 +32,7 @@ class Sink:
         self.count = self.received = 0
         self.origin = None
         self.origins = set()
+        self.no_ranges, self.range_failures = False, 0
         self._buffer = bytearray(_BUFFER_BYTES)
         self._digest = new_digest(algo)
 

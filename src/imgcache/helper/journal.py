@@ -64,7 +64,8 @@ class Arrival:
 
     def _note_count(self, count):
         """So many bytes are in the file: enough to stay when this run ends early, and for others to read."""
-        if count >= UNIT_BYTES:
+        useless = self.sink.no_ranges and self.sink.origin == "service"
+        if count >= UNIT_BYTES and not useless:
             self.staging.hold(True)
         if self.offer:
             self.offer.advance(count)

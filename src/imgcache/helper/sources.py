@@ -19,6 +19,9 @@ class Peer(Download):
         del code
         return Retry("peer", message)
 
+    def _wants_range(self):
+        return True
+
     def _without_range(self, connection, response):
         """Keep what is there: it need not be this peer's."""
         del connection

@@ -235,6 +235,8 @@ class Sink:
         self.on_count = self.on_restart = None
         self.origin = None
         self.origins = set()
+        #: Whether the service was found not to go on in the middle; how often it has just failed to.
+        self.no_ranges, self.range_failures = False, 0
         self._digest = new_digest(algo)
         self._written_out = 0
         self._free = queue.Queue()

@@ -89,6 +89,7 @@ class Sink:
         self.algo = algo
         self.count = 0
         self.received = 0
+        self.no_ranges, self.range_failures = False, 0
         self._digest = new_digest(algo)
         self._buffer = bytearray(_BUFFER_BYTES)
 

@@ -95,7 +95,8 @@ class ImageService(ABC):
         ``image.size_bytes - offset`` bytes are given.
 
         Raises:
-            ImageServiceError: on opening, or while reading.
+            ImageServiceError: on opening, or while reading; ``ImageServiceUnreachableError`` when another
+                attempt may bring more.
         """
 
     @abstractmethod

@@ -10,7 +10,13 @@ from urllib.parse import parse_qsl, urlsplit
 
 import requests
 
-from imgcache.errors import ImageProblemsError, ImageServiceError, Problem
+from imgcache.errors import (
+    AuthenticationError,
+    ImageProblemsError,
+    ImageServiceError,
+    ImageServiceUnreachableError,
+    Problem,
+)
 from imgcache.images.base import ImageService
 from imgcache.images.client import ServiceClient, answer_detail, error_from, request_id
 from imgcache.images.cloud import service_root
@@ -74,6 +80,8 @@ class GlanceImageService(ImageService):
         self._host_interface = host_interface
         self._page_size = page_size
         self._client = ServiceClient(cloud.session, "Glance", sleep=sleep)
+        self._no_ranges: set[ImageId] = set()
+        """Images whose requests for a range were of no use."""
 
     def describe(self) -> str:
         """See ``ImageService.describe``."""
@@ -249,21 +257,29 @@ class GlanceImageService(ImageService):
         answer, start = self._open(image, offset)
         with answer:
             _check_length(answer, image, start)
-            yield _blocks(answer, image, start=start, offset=offset)
+            yield self._noting_ranges(
+                _blocks(answer, image, start=start, offset=offset), image, start
+            )
+
+    def _noting_ranges(self, blocks: Iterator[bytes], image: Image, start: int) -> Iterator[bytes]:
+        """Give the blocks; ask for no range again when that one brings nothing."""
+        came = False
+        try:
+            for block in blocks:
+                came = True
+                yield block
+        except ImageServiceError:
+            if start and not came:
+                self._no_ranges.add(image.id)
+            raise
 
     def _open(self, image: Image, offset: int) -> tuple[requests.Response, int]:
+        """Return an answer with the image's bytes, and the number of the first one."""
+        if offset and image.id not in self._no_ranges:
+            answer = self._range(image, offset)
+            if answer is not None:
+                return answer, offset if answer.status_code == 206 else 0
         url = self._url(f"/{image.id}/file")
-        if offset:
-            headers = {"Range": f"bytes={offset}-"}
-            answer = self._client.request(
-                "GET", url, ok=(200, 206, 400, 416), headers=headers, stream=True
-            )
-            content_range = answer.headers.get("Content-Range", "")
-            if answer.status_code == 206 and content_range.startswith(f"bytes {offset}-"):
-                return answer, offset
-            if answer.status_code == 200:
-                return answer, 0
-            answer.close()
         answer = self._client.request("GET", url, ok=(200, 204), stream=True)
         if answer.status_code == 204:
             with answer:
@@ -272,6 +288,32 @@ class GlanceImageService(ImageService):
                 message, hint="its object is gone from the store; upload it again"
             )
         return answer, 0
+
+    def _range(self, image: Image, offset: int) -> requests.Response | None:
+        """Return an answer with the rest of an image (206) or all of it; None: one that cannot be used.
+
+        Whatever else it answers, also that the image is gone, may hold for ranges alone.
+        """
+        headers = {"Range": f"bytes={offset}-"}
+        url = self._url(f"/{image.id}/file")
+        try:
+            answer = self._client.request("GET", url, ok=(200, 206), headers=headers, stream=True)
+        except AuthenticationError:
+            raise
+        except ImageServiceUnreachableError as error:
+            if error.__cause__ is not None:
+                raise  # it did not answer at all
+            return None
+        except ImageServiceError:
+            self._no_ranges.add(image.id)
+            return None
+        if _serves_range(answer, image.size_bytes, offset):
+            return answer
+        self._no_ranges.add(image.id)
+        if answer.status_code == 200:
+            return answer
+        answer.close()
+        return None
 
     # ---------------------------------------------------------------------------------------- for hosts
 
@@ -363,6 +405,18 @@ def _candidate(row: Record) -> str:
     return f"{printable(str(row.get('id')))} ({facts})"
 
 
+def _serves_range(answer: requests.Response, size: int, offset: int) -> bool:
+    """Whether an answer brings the bytes from ``offset`` on, all of them and as they are."""
+    known = answer.headers.get("Content-Range", "").rpartition("/")[2]
+    return (
+        answer.status_code == 206
+        and answer.headers.get("Content-Encoding", "identity") == "identity"
+        and answer.headers.get("Content-Length", str(size - offset)) == str(size - offset)
+        and answer.headers.get("Content-Range") == f"bytes {offset}-{size - 1}/{known}"
+        and known in {str(size), "*"}
+    )
+
+
 def _check_length(answer: requests.Response, image: Image, start: int) -> None:
     stated = answer.headers.get("Content-Length")
     expected = image.size_bytes - start
@@ -384,9 +438,10 @@ def _blocks(answer: requests.Response, image: Image, *, start: int, offset: int)
             if fresh:
                 yield fresh
     except (requests.RequestException, OSError) as error:
-        raise error_from(error, f"Glance, at byte {position} of image {image.id}") from error
+        told = error_from(error, f"Glance, at byte {position} of image {image.id}")
+        raise ImageServiceUnreachableError(told.message, hint=told.hint) from error
     if position < image.size_bytes:
         reached = f"{position} of {image.size_bytes} bytes"
         message = f"Glance ended image {image.id} at {reached}{request_id(answer)}"
         hint = "its object in the store is damaged, or Glance was stopped"
-        raise ImageServiceError(message, hint=hint)
+        raise ImageServiceUnreachableError(message, hint=hint)
