@@ -290,6 +290,13 @@ def test_finals_that_vanish_while_touched(helper: Controller, instances: Path, c
 # ---- users
 
 
+@pytest.fixture
+def common() -> Iterator[Controller]:
+    """Return a helper under a Python that all users may run: root's own may be for root alone."""
+    with Controller(system_python()) as controller:
+        yield controller
+
+
 def system_python() -> str:
     """Return a Python that every user may run."""
     found = shutil.which("python3", path="/usr/bin:/usr/local/bin:/bin")
@@ -327,7 +334,7 @@ def test_root_makes_everything_as_novas_user(instances: Path) -> None:
 @pytest.mark.row("T13")
 @pytest.mark.parametrize(("owner", "mode"), [(NOVA, 0o600), (0, 0o660), (0, 0o606)])
 def test_root_takes_no_other_users_word_for_a_folder_of_roots(
-    helper: Controller, instances: Path, tmp_path: Path, owner: int, mode: int
+    common: Controller, instances: Path, tmp_path: Path, owner: int, mode: int
 ) -> None:
     """Else Nova's user could have root put an image's bytes anywhere, /etc/cron.d say."""
     conf = tmp_path / "nova.conf"
@@ -338,32 +345,32 @@ def test_root_takes_no_other_users_word_for_a_folder_of_roots(
         "cache_subdirectory": None,
     }
     conf.chmod(0o640)
-    assert helper.result(helper.open(instances, **given))["event"] == "result"
+    assert common.result(common.open(instances, **given))["event"] == "result"
     os.chown(conf, owner, owner)
     conf.chmod(mode)
-    error = helper.error(helper.open(instances, **given))
+    error = common.error(common.open(instances, **given))
     assert error["code"] == "config"
     assert str(conf) in error["message"]
-    touch_again = helper.order("touch", base=BASE, sizes=[], dry=False)
-    assert helper.error(touch_again)["code"] == "config"
+    touch_again = common.order("touch", base=BASE, sizes=[], dry=False)
+    assert common.error(touch_again)["code"] == "config"
     given.update(instances_path=str(instances), cache_subdirectory="_base")
-    helper.result(helper.open(instances, **given))
+    common.result(common.open(instances, **given))
     os.chown(instances, NOVA, NOVA)  # what Nova's user may write anyway
     let_others_reach(instances)
     given.update(instances_path=None)
-    helper.result(helper.open(instances, **given))
+    common.result(common.open(instances, **given))
 
 
 @needs_root
 @pytest.mark.row("R22")
-def test_root_renews_files_in_use_by_qemu(helper: Controller, instances: Path, cache: Path) -> None:
+def test_root_renews_files_in_use_by_qemu(common: Controller, instances: Path, cache: Path) -> None:
     for path in (instances, cache):
         os.chown(path, NOVA, NOVA)
     let_others_reach(instances)
     final = final_in(cache)
     os.chown(final, QEMU, QEMU)
-    helper.open(instances)
-    assert touch(helper)["touched"] is True
+    common.open(instances)
+    assert touch(common)["touched"] is True
     assert final.stat().st_mtime > time.time() - 100
     assert final.stat().st_uid == QEMU
 

@@ -23,6 +23,7 @@ NO_CACHE = {
 }
 _MANIFEST = os.O_NOFOLLOW | os.O_NONBLOCK
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+_STEP = os.O_PATH | os.O_DIRECTORY
 _LOCK_WAIT_S = 10
 #: What file systems without POSIX locks answer.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -51,15 +52,16 @@ class Cache:
             )
         self.path = os.path.join(self.instances_path, *self.parts)
         try:
-            self.instances_fd = os.open(self.instances_path, _FOLDER)
+            self.instances_fd = _open_instances(given)
         except OSError as error:
             raise os_failure(error, "cannot open " + self.instances_path) from error
         self.owner = os.fstat(self.instances_fd)
-        self.open_folders(create=False)
         if os.geteuid() == 0 and self.owner.st_uid:
-            # Work as Nova's user: whatever is made, also just before a crash, is Nova's to use.
+            # Work as Nova's user: what is made, also just before a crash, is Nova's to use.
             os.setegid(self.owner.st_gid)
             os.seteuid(self.owner.st_uid)
+            _check_python()
+        self.open_folders(create=False)
 
     def open_folders(self, create):
         """Open the cache folder, and ours in it, as far as they exist; make them when asked to."""
@@ -277,19 +279,16 @@ class Cache:
     def write_manifest(self, manifest):
         """Replace a manifest: at every instant, also after a power cut, the old or the new one is there."""
         name = manifest["base"] + ".json"
-        fd = os.open(
-            name + ".new",
-            os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW,
-            0o644,
-            dir_fd=self.own_fd,
-        )
+        new = "%s.%s.new" % (name, os.urandom(8).hex())
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _MANIFEST
+        fd = os.open(new, flags, 0o644, dir_fd=self.own_fd)
         try:
             os.fchmod(fd, 0o644)
             os.write(fd, encode(manifest).encode("ascii") + b"\n")
             os.fsync(fd)
         finally:
             os.close(fd)
-        os.rename(name + ".new", name, src_dir_fd=self.own_fd, dst_dir_fd=self.own_fd)
+        os.rename(new, name, src_dir_fd=self.own_fd, dst_dir_fd=self.own_fd)
 
     def touch(self, base, sizes, dry, wait_s=_LOCK_WAIT_S, check=None):
         """Renew a final; return what ``touch`` answers."""
@@ -360,6 +359,93 @@ class Cache:
             if os.getuid() == 0:
                 os.seteuid(effective)
         return None
+
+
+def walk(path, check, root="/"):
+    """Return an ``O_PATH`` descriptor of what an absolute path leads to in ``root``, opened step by step.
+
+    ``check`` gets, for each step, the stat results of a folder and of what a name in it is, also of a link.
+    Nothing can be exchanged between that look and the step. Source: Linux ``path_resolution(7)``.
+    """
+    fd, parts, links = os.open(root, _STEP), _parts(path), 0
+    try:
+        while parts:
+            part = parts.pop()
+            entry_fd = os.open(part, os.O_PATH | os.O_NOFOLLOW, dir_fd=fd)
+            try:
+                entry = os.fstat(entry_fd)
+                check(os.fstat(fd), entry)
+                if stat.S_ISLNK(entry.st_mode):
+                    links += 1
+                    if links > 40:
+                        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+                    target = os.readlink("", dir_fd=entry_fd)
+                    parts += _parts(target)
+                    if target.startswith("/"):
+                        root_fd = os.open(root, _STEP)
+                        os.close(fd)
+                        fd = root_fd
+                else:
+                    fd, entry_fd = entry_fd, fd
+            finally:
+                os.close(entry_fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _parts(path):
+    """Return the components of a path, the first as the last."""
+    return [part for part in reversed(path.split("/")) if part not in ("", ".")]
+
+
+def _open_instances(path):
+    """Open ``instances_path``; as root only where its owner, or root, alone decides where it leads.
+
+    Else the user who may exchange a folder or link on the way could have root, or a third user, write and
+    remove elsewhere.
+    """
+    if os.geteuid():
+        return os.open(os.path.realpath(path), _FOLDER)
+    steps = []
+    fd = walk(path, lambda folder, entry: steps.append((folder, entry)))
+    try:
+        owner = os.fstat(fd)
+        for folder, entry in steps:
+            if not _is_safe_step(folder, entry, owner):
+                raise Failure(
+                    "symlink",
+                    "root does not work in %s: others than root and its owner, {owner}, may change where that"
+                    " leads (a folder or link on the way belongs to user %s, mode %04o);"
+                    " give it an owner of its own below folders of root's".format(
+                        **owner_and_mode(owner)
+                    )
+                    % (path, folder.st_uid, folder.st_mode & 0o7777),
+                    path=path,
+                )
+        return os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=fd)
+    finally:
+        os.close(fd)
+
+
+def _is_safe_step(folder, entry, owner):
+    """Whether none but root and ``owner`` can make a name in ``folder`` lead elsewhere."""
+    users = (0, owner.st_uid)
+    if folder.st_uid not in users or (stat.S_ISLNK(entry.st_mode) and entry.st_uid not in users):
+        return False
+    if folder.st_mode & stat.S_ISVTX and entry.st_uid in users:
+        return True
+    group = folder.st_mode & stat.S_IWGRP and folder.st_gid not in (0, owner.st_gid)
+    return not group and not folder.st_mode & stat.S_IWOTH
+
+
+def _check_python():
+    """Refuse a Python whose library only root may read: it could not import what it needs later."""
+    if not os.access(os.__file__, os.R_OK, effective_ids=True):
+        what = "user %s, who owns the cache, may not read the library of the Python that runs here (%s);"
+        what += " give python: /usr/bin/python3, or another that all users may run"
+        raise Failure("python", what % (user_name(), os.path.dirname(os.__file__)))
 
 
 def _manifest_in(fd, base):

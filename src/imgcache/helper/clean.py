@@ -171,7 +171,7 @@ class Clean(Removal):
         cache = self.cache
         for name in os.listdir(cache.own_fd):
             base = name[:-5]
-            if name.endswith(".json.new"):
+            if name.endswith(".new"):
                 self.drop_unwritten(name)
             if not name.endswith(".json") or entries.kind_of(base) != "original":
                 continue

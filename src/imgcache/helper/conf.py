@@ -7,6 +7,7 @@ nova ``conf/libvirt.py``, ``conf/imagecache.py``, ``conf/compute.py``, ``conf/pa
 # mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
 # ruff: noqa: EM101 - a Failure's code is a literal; imports are dear on a warm host
 
+import errno
 import os
 import stat
 
@@ -111,6 +112,13 @@ def expand(paths):
             yield path
 
 
+def _open_plain(path, flags):
+    """Open a regular file; a pipe or device in its place would be waited for, or be changed by a look."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", path)
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+
+
 class Conf:
     """What the configuration files say; section -> option -> (value, path), newest file first."""
 
@@ -118,7 +126,9 @@ class Conf:
         self.files = []
         for path in expand(paths):
             try:
-                with open(path, encoding="utf-8", errors="surrogateescape") as lines:
+                with open(
+                    path, encoding="utf-8", errors="surrogateescape", opener=_open_plain
+                ) as lines:
                     status = os.fstat(lines.fileno())
                     if status.st_uid or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
                         _FOREIGN[path] = status.st_uid
