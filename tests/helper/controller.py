@@ -33,6 +33,13 @@ BOOT = (
     "m=types.ModuleType('imgcache_helper.core');m.__file__='<imgcache-helper>/core.py';"
     "sys.modules[m.__name__]=m;exec(compile(s,m.__file__,'exec'),m.__dict__);m.main(i)"
 )
+#: Becomes another user on a host without libvirt, whose folders only root may read.
+WITHOUT_LIBVIRT = (
+    "unshare", "--mount", "sh", "-c",
+    "for folder in /etc/libvirt /var/lib/libvirt; do"
+    ' [ ! -d "$folder" ] || mount -t tmpfs -o mode=755 none "$folder" || exit; done;'
+    ' exec setpriv --reuid="$0" --regid="$0" --clear-groups -- "$@"',
+)  # fmt: skip
 LIMITS = {
     "stall_s": 5, "min_rate": 0, "min_rate_window_s": 60, "connect_s": 5, "max_virtual_size": 2 << 40,
     "reserve": 0, "lock_wait_s": 5, "alive_s": 15,
@@ -70,11 +77,11 @@ class Controller:
         ping: bool = True,
         user: int | None = None,
     ) -> None:
-        command = [*prefix, python, *options, "-I", "-c", BOOT]
+        become = (*WITHOUT_LIBVIRT, str(user)) if user is not None else ()
+        command = [*become, *prefix, python, *options, "-I", "-c", BOOT]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={**os.environ, **(env or {})}, user=user, group=user,
-            extra_groups=None if user is None else [],
+            env={**os.environ, **(env or {})},
         )  # fmt: skip
         assert self.process.stdin
         assert self.process.stdout

@@ -232,47 +232,6 @@ _PROCESSES = (
 
 USES = (*_FILES, *_DOMAINS, *_PROCESSES)
 
-#: Not seen yet.
-RED = {
-    "twelve-folders-below",
-    "four-folders-below",
-    "link-to-base",
-    "qed",
-    "vmdk",
-    "link-to-loop",
-    "backed-by-loop",
-    "chain-outside",
-    "managed-save-of-a-hot-plugged-disk",
-    "snapshot-metadata",
-    "checkpoint-metadata",
-    "block",
-    "chain-of-17",
-    "chain-of-40",
-    "pool",
-    "stopped-pool",
-    "transient-pool",
-    "kernel",
-    "initrd",
-    "dtb",
-    "loader",
-    "nvram-template",
-    "nvram",
-    "nvram-link",
-    "serial",
-    "nvdimm",
-    "command-line",
-    "lxc",
-    "libxl",
-    "session",
-    "container",
-    "exited-leader",
-    "own-table",
-    "in-flight",
-    "uring",
-    "bind-mount",
-    "swap",
-}
-
 #: Base files that nothing uses, or nothing any more.
 UNUSED = (
     Use("plain", ""),

@@ -32,8 +32,8 @@ PROBE_MODULES = ("conf", "cache", "watch", "qemu", "download", "probe")
 LIST_MODULES = (
     *WARM_MODULES,
     *("watch", "staging", "formats"),
-    *("headers", "mounts", "sharing", "owners"),
-    *("domains", "processes", "usage", "removable", "facts", "entries"),
+    *("vhd", "headers", "mounts", "sharing", "owners"),
+    *("ways", "domains", "processes", "usage", "removable", "facts", "entries"),
 )
 VERIFY_MODULES = (*LIST_MODULES, "verify")
 REMOVE_MODULES = (*LIST_MODULES, "leases", "removal")

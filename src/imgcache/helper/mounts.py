@@ -5,6 +5,7 @@ Source: Linux ``Documentation/filesystems/proc.rst`` (``mountinfo``).
 
 # mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
 
+import os
 import re
 
 #: All of FUSE may be a network's, save FUSE on a local disk (``fuseblk``).
@@ -61,3 +62,25 @@ class Mounts:
 
 def _character(match):
     return chr(int(match.group(1), 8))
+
+
+def mounted_files(proc):
+    """Yield (name of what is mounted, where) of each mount that does not begin at its file system's root.
+
+    Of every mount namespace that a process is in, as far as it may be looked at.
+    """
+    seen = set()
+    for pid in ["self", *(name for name in os.listdir(proc) if name.isdigit())]:
+        path = "%s/%s" % (proc, pid)
+        try:
+            namespace = os.stat(path + "/ns/mnt").st_ino
+            if namespace in seen:
+                continue
+            seen.add(namespace)
+            with open(path + "/mountinfo", errors="surrogateescape") as lines:
+                mounted = [line.split(" ", 5)[3:5] for line in lines]
+        except (OSError, IndexError):
+            continue  # it is gone; or nova may not look, who sees no open files either
+        for root, place in mounted:
+            if root != "/":
+                yield _OCTAL.sub(_character, root).rpartition("/")[2], place

@@ -11,16 +11,16 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from helper.controller import Controller, Frame
+from imgcache.drivers.libvirt import CLEAN_MODULES, VERIFY_MODULES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 #: What the orders about the life of the cache need, in loading order.
-LIFE = (
-    "watch", "staging", "formats", "headers", "mounts", "sharing", "owners", "domains", "processes", "usage",
-    "removable", "facts", "entries", "leases", "removal", "clean", "verify",
-)  # fmt: skip
+LIFE = tuple(
+    name for name in (*CLEAN_MODULES, *VERIFY_MODULES[-1:]) if name not in {"conf", "cache"}
+)
 DAY = 86400
 
 
