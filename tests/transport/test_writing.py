@@ -155,7 +155,11 @@ def test_a_helper_that_reads_slowly_is_waited_for(
     assert spans[0] > 3
 
 
-def test_what_a_helper_says_is_heard_while_it_reads_nothing() -> None:
+def test_what_a_helper_says_is_heard_while_it_reads_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "GOODBYE_TIMEOUT_S", 0.5)
+
     async def act() -> None:
         async with start_conversation(LocalTransport(), misbehaving("refuses-data"), ()) as talk:
             order = talk.order("fetch")
