@@ -236,7 +236,7 @@ def _signature(status):
 
 def _announced(name, status, dir_fd):
     """Return what a dry run says of a file that may go."""
-    why = removable.hindrance(name, status, dir_fd)
+    why = removable.Folder(dir_fd).hindrance(name, status)
     if why:
         return Kept("permission", "it could not be removed: " + why)
     return Kept("dry-run", "it would be removed")

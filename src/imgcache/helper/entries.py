@@ -214,6 +214,7 @@ class Listing:
         self.rows = Rows(session, order)
         self.manifests = frozenset()
         self.scan = None
+        self.folder = None
         self.nova_usage = self.foreign = 0
         self.problems = []
 
@@ -227,6 +228,8 @@ class Listing:
         if self.order["use"]:
             self.scan = usage.usage_of(cache).scan(self.targets(), self.work.tell)
             self.problems = list(self.scan.problems)
+            if cache.cache_fd is not None:
+                self.folder = removable.Folder(cache.cache_fd)
         for name in self.names():
             self.list_entry(name)
         for name in staging_names(cache):
@@ -291,7 +294,7 @@ class Listing:
             users = self.scan.users.get(name, ())
             row["users"] = None if self.problems else len(users)
             row["used_by"] = [printable(user)[:100] for user in sorted(users)[:3]]
-            row["unremovable"] = removable.hindrance(name, status, dir_fd)
+            row["unremovable"] = self.folder.hindrance(name, status)
         if name in self.manifests and kind == "original":
             row["manifest"] = slim(self.cache.read_manifest(name))
         self.rows.add(row)

@@ -20,30 +20,40 @@ _IMMUTABLE = 0x10
 _APPEND_ONLY = 0x20
 
 
-def hindrance(name, status, dir_fd):
-    """Return why nobody who we can be may remove a file from a folder, or None."""
-    with usage.AsRoot():
-        return _in_folder(dir_fd, status) or _attribute_of(name, dir_fd)
+class Folder:
+    """An open folder; what stands against removals from it is found out once."""
+
+    def __init__(self, dir_fd):
+        self.dir_fd = dir_fd
+        self.status = os.fstat(dir_fd)
+        with usage.AsRoot():
+            self.why = _in_folder(dir_fd)
+
+    def hindrance(self, name, status):
+        """Return why nobody who we can be may remove a file, or None."""
+        if self.why:
+            return self.why
+        owners = (self.status.st_uid, status.st_uid)
+        root = not (os.getuid() and os.geteuid())
+        if self.status.st_mode & stat.S_ISVTX and not root and os.geteuid() not in owners:
+            return "it is another user's, in a folder with the sticky bit"
+        return _attribute_of(name, self.dir_fd)
 
 
-def _in_folder(dir_fd, status):
+def _in_folder(dir_fd):
     if os.fstatvfs(dir_fd).f_flag & os.ST_RDONLY:
         return "its file system is mounted read-only"
-    folder = os.fstat(dir_fd)
     attribute = _attribute(dir_fd)
     if attribute:
         return "its folder is %s (chattr)" % attribute
     if not os.access(".", os.W_OK | os.X_OK, dir_fd=dir_fd, effective_ids=True):
         return "its folder is not ours to write to"
-    owners = (0, folder.st_uid, status.st_uid)
-    if folder.st_mode & stat.S_ISVTX and os.geteuid() not in owners:
-        return "it is another user's, in a folder with the sticky bit"
     return None
 
 
 def _attribute_of(name, dir_fd):
     try:
-        fd = os.open(name, FLAGS | os.O_NOFOLLOW, dir_fd=dir_fd)
+        fd = usage.either(os.open, name, FLAGS | os.O_NOFOLLOW, dir_fd=dir_fd)
     except OSError:
         return None  # it can be removed all the same
     try:

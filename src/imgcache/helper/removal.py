@@ -313,7 +313,7 @@ class Removal:
         """Return the ``Kept`` of a file that could not be removed."""
         cache = self.cache
         failure = os_failure(error, "cannot remove %s/%s" % (cache.path, name), cache.cache_fd)
-        why = removable.hindrance(name, status, cache.cache_fd)
+        why = removable.Folder(cache.cache_fd).hindrance(name, status)
         return Kept(failure.code, "%s: %s" % (failure.message, why) if why else failure.message)
 
     def forget(self, name):

@@ -29,7 +29,7 @@ def test_row(tree: Tree, life: Life) -> None:
     assert row == {
         "name": path.name, "kind": "original", "size": 5000, "allocated": status.st_blocks * 512,
         "format": "raw", "mtime_ns": status.st_mtime_ns, "inode": status.st_ino, "links": 1, "users": 0,
-        "used_by": [], "live": False,
+        "used_by": [], "live": False, "unremovable": None,
     }  # fmt: skip
     row = life.look(formats=False, use=False)[0][path.name]
     assert (row["format"], row["users"], row["used_by"]) == (None, None, [])
