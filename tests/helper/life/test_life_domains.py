@@ -413,3 +413,20 @@ def test_without_a_list_of_block_devices_loop_devices_are_missing_evidence(host:
     [problem] = host.scan().problems
     assert f"{host.folder}/sys/block" in problem
     assert "loop" in problem
+
+
+@pytest.mark.row("D5")
+def test_swap_files_are_named_as_the_kernel_writes_them(host: Host) -> None:
+    odd, other = host.tree.image("image"), host.tree.image("other")
+    folder = host.folder / "a b\\c\n\N{SNOWMAN}"
+    folder.mkdir()
+    os.link(odd, folder / "swap")
+    name = str(folder / "swap").replace("\\", r"\134").replace(" ", r"\040").replace("\n", r"\012")
+    head = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
+    swaps = host.folder / "proc" / "swaps"
+    swaps.write_text(f"{head}{name} file\t\t8\t\t0\t\t-2\n/dev/dm-1 partition\t8\t0\t-3\n")
+    found = host.scan(odd, other)
+    assert (found.users, found.problems) == ({odd.name: {"swap"}}, [])
+    swaps.unlink()
+    swaps.mkdir()
+    assert [str(swaps) in problem for problem in host.scan(odd).problems] == [True]
