@@ -73,8 +73,13 @@ def _process(scan, path, pid, threads):
 
     try:
         tids = os.listdir(path + "/task")
-        for tid in threads.with_tables(tids):
+        tables = threads.with_tables(tids)
+        for tid in tables:
             _unless_gone(_open_files, scan, "%s/task/%s" % (path, tid), user)
+        if len(tables) < len(tids) and tables != threads.with_tables(tids):
+            # One that was read for others may have ended before it was read.
+            for tid in tids:
+                _unless_gone(_open_files, scan, "%s/task/%s" % (path, tid), user)
         for tid in tids:
             if _unless_gone(_mapped_files, scan, "%s/task/%s" % (path, tid), user):
                 break  # all threads have the same memory; the main one has none when it ended first

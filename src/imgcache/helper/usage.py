@@ -28,7 +28,7 @@ _ROUNDS = 50
 #: clock, also another host's, a file can change without looking changed.
 _SETTLED_S = 60
 #: How often, and after what time, a file is opened again that another run is about to remove.
-_LEASE_TRIES = 20
+_LEASE_TRIES = 10
 _LEASE_S = 0.01
 _GONE = (FileNotFoundError, NotADirectoryError)
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY
