@@ -34,7 +34,20 @@ def bare_path(tmp_path: Path) -> str:
     """Return a PATH with what the launcher needs and no Python."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    for name in ("sh", "tar", "gzip", "tail", "mkdir", "mktemp", "mv", "rm", "chmod", "id", "env"):
+    for name in (
+        "sh",
+        "tar",
+        "gzip",
+        "tail",
+        "mkdir",
+        "mktemp",
+        "mv",
+        "rm",
+        "chmod",
+        "id",
+        "ls",
+        "env",
+    ):
         program = shutil.which(name)
         assert program
         (folder / name).symlink_to(program)
@@ -185,3 +198,34 @@ def test_a_copy_behind_a_symbolic_link_is_not_run(binary: Path, tmp_path: Path) 
 def test_a_place_that_cannot_be_written_is_said(binary: Path) -> None:
     env = {"HOME": "/proc", "TMPDIR": "/proc", "PATH": os.environ["PATH"]}
     assert "XDG_CACHE_HOME" in run(binary, "--version", env=env, status=2).stderr
+
+
+@pytest.mark.parametrize("place", ["writable by all", "of another user"])
+def test_the_launcher_starts_nothing_below_a_folder_that_others_may_change(
+    binary: Path, place: str, tmp_path: Path
+) -> None:
+    """Who may rename a parent folder may put a program there under the same name."""
+    if os.geteuid():
+        pytest.skip("needs root, to be two users")
+    shared, home = tmp_path / "shared", tmp_path / "tmp"
+    cache = shared / "root/cache"
+    cache.mkdir(parents=True)
+    home.mkdir(mode=0o700)
+    if place == "writable by all":
+        shared.chmod(0o777)
+    else:
+        os.chown(shared, 65534, 65534)
+    digest = next(
+        line.partition("=")[2]
+        for line in binary.read_bytes()[:4096].decode("utf-8", "replace").splitlines()
+        if line.startswith("digest=")
+    )
+    planted = cache / "imgcache/bin" / digest / "imgcache"
+    planted.parent.mkdir(parents=True)
+    planted.write_text("#!/bin/sh\necho planted\n")
+    planted.chmod(0o755)
+    env = {"PATH": "/usr/bin:/bin", "XDG_CACHE_HOME": str(cache), "TMPDIR": str(home)}
+    assert "planted" not in run(binary, "--version", env=env).stdout
+    shared.chmod(0o755)
+    os.chown(shared, 0, 0)
+    assert "planted" in run(binary, "--version", env=env).stdout
