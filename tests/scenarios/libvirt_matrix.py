@@ -52,10 +52,19 @@ another_libvirt='
     mkdir $0/etc
     cp -a /etc/libvirt/*.conf $0/etc
     for place in /etc/libvirt /run /var/lib/libvirt; do mount -t tmpfs -o mode=755 none $place; done
+    mount --bind $0 /mnt
     cp -a $0/etc/. /etc/libvirt
     ( until [ -S /run/libvirt/libvirt-sock ]; do sleep 0.05; done; echo ready ) &
     exec libvirtd -p /run/libvirtd.pid
 '
+# What a function of servers.vhd_files returns.
+made() {
+    PYTHONPATH=$(dirname "$HOLDERS")/.. PYTHONDONTWRITEBYTECODE=1 "$PYTHON" -c "
+import sys
+from servers.vhd_files import *
+base, there = sys.argv[1:]
+sys.stdout.buffer.write($1)" "$B" "${2-}"
+}
 firmware='<loader readonly="yes" type="pflash">/usr/share/firmware.fd</loader>'
 """
 
@@ -66,6 +75,8 @@ class Use:
 
     name: str
     script: str
+    undo: str = ""
+    """A script; only what keeps everything needs one."""
 
 
 #: Files under instances_path.
@@ -76,6 +87,7 @@ _FILES = (
     Use("link-to-disk", "overlay $V/disk $B; ln -s $V/disk $I/disk"),
     Use("link-to-folder", "overlay $V/disk $B; rmdir $I; ln -s $V $I"),
     Use("link-to-base", "ln -s $B $I/disk"),
+    Use("relative-behind-a-link", "overlay $V/disk ../_base/$(basename $B); ln -s $V/disk $I/disk"),
     Use("relative", "cd $I; overlay disk ../_base/$(basename $B)"),
     Use(
         "json",
@@ -90,6 +102,12 @@ _FILES = (
         "qemu-img create -q -f vmdk $V/base 1M; cat $V/base >$B; rm $V/base;"
         " qemu-img create -q -f vmdk -F vmdk -b $B $I/disk",
     ),
+    Use(
+        "vhdx",
+        "qemu-img create -q -f vhdx $V/plain 1M; made 'vhdx_with_parent(open(there, \"rb\").read(), base)'"
+        " $V/plain >$I/disk",
+    ),
+    Use("vhd", "made 'differencing_vhd(base)' >$I/disk"),
     Use(
         "external-data",
         "qemu-img create -q -f qcow2 -o data_file=$V/data,data_file_raw=on $I/disk 1M;"
@@ -192,6 +210,11 @@ _DOMAINS = (
         'overlay $V/disk $B; hold unshare -m bash -euc "$another_libvirt" $V;'
         ' domain "$(disk $V/disk)" | nsenter -m -t $held virsh -q define /dev/stdin',
     ),
+    Use(
+        "container-with-other-paths",
+        'overlay $V/disk $B; hold unshare -m bash -euc "$another_libvirt" $V;'
+        ' domain "$(disk /mnt/disk)" | nsenter -m -t $held virsh -q define /dev/stdin',
+    ),
 )
 
 #: Processes and devices.
@@ -262,3 +285,48 @@ UNUSED = (
         "printf 'QFI\\373\\0\\0\\0\\3\\377\\377\\377\\377' >$I/disk; head -c 8192 /dev/urandom >>$I/disk",
     ),
 )
+
+#: Evidence that cannot be read, with a word of the reason: nothing at all may be removed.
+BLIND = {
+    Use(
+        "broken-domain", "echo '<domain>' >/etc/libvirt/qemu/$N.xml", "rm /etc/libvirt/qemu/$N.xml"
+    ): "XML",
+    Use(
+        "endless-domain",
+        "echo '<domain><name>x</name>' >/etc/libvirt/qemu/$N.xml; truncate -s 4G /etc/libvirt/qemu/$N.xml",
+        "rm /etc/libvirt/qemu/$N.xml",
+    ): "longer",
+    Use(
+        "entities",
+        "echo '<!DOCTYPE d [<!ENTITY e \"/srv\">]><domain>&e;</domain>' >/etc/libvirt/qemu/$N.xml",
+        "rm /etc/libvirt/qemu/$N.xml",
+    ): "entities",
+    Use(
+        "broken-snapshot",
+        "p=/var/lib/libvirt/qemu/snapshot/$N; mkdir $p; echo '<domainsnapshot>' >$p/s1.xml",
+        "rm -r /var/lib/libvirt/qemu/snapshot/$N",
+    ): "XML",
+    Use(
+        "broken-saved-state",
+        "head -c 4096 /dev/urandom >/var/lib/libvirt/qemu/save/$N.save",
+        "rm /var/lib/libvirt/qemu/save/$N.save",
+    ): "saved",
+    Use("unknown-pool", 'define "$(volume nowhere disk)"', "virsh -q undefine $N"): "nowhere",
+    Use("lost-link", "ln -s /srv/lost/disk $I/disk", "rm $I/disk"): "missing",
+    Use(
+        "lost-link-of-a-domain",
+        'ln -s /srv/lost/disk $V/link; define "$(disk $V/link)"',
+        "virsh -q undefine $N",
+    ): "missing",
+    Use(
+        "parent-without-a-name",
+        "qemu-img create -q -f vdi $I/disk 1M;"
+        " printf '\\4' | dd of=$I/disk bs=1 seek=76 conv=notrunc status=none",
+        "rm $I/disk",
+    ): "VDI",
+    Use(
+        "seventy-folders",
+        "p=$I$(printf '/a%.0s' $(seq 70)); mkdir -p $p; overlay $p/disk $B",
+        "rm -r $I/a",
+    ): "deep",
+}

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 import uuid
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from scenarios.libvirt_matrix import UNUSED, USES, WORDS
+from scenarios.libvirt_matrix import BLIND, UNUSED, USES, WORDS
 from servers import libvirt_host
 from servers.fleet_fixtures import add_image
 
@@ -85,11 +86,26 @@ class World:
         self.ids[use.name] = str(uuid.uuid4())
         add_image(self.folder / "images", self.ids[use.name], use.name, CONTENT[:4096])
         self.fill(use.name)
+        self.script(use, f"mkdir -p $I $V\n{use.script}")
+
+    def script(self, use: Use, text: str) -> None:
+        """Run a script of a case."""
         place = {"I": INSTANCES / use.name, "V": Path("/srv/volumes") / use.name}
         self.host.script(
-            WORDS + "mkdir -p $I $V\n" + use.script,
+            WORDS + text,
             B=self.base(use.name), N=use.name, PYTHON=sys.executable, HOLDERS=HOLDERS, **place,
         )  # fmt: skip
+
+    @contextmanager
+    def made(self, use: Use) -> Iterator[None]:
+        """Let a case be for a while."""
+        self.make(use)
+        try:
+            yield
+        finally:
+            self.script(use, use.undo)
+            self.host.at(self.base(use.name)).unlink(missing_ok=True)
+            del self.ids[use.name]
 
     def fill(self, name: str) -> None:
         """Let a base file be there, with a note that it is not as it was cached: ``clean`` wants it gone."""
@@ -116,22 +132,22 @@ class World:
                 self.fill(name)
             os.utime(path, (time.time() - 2 * DAY,) * 2)
         argv, _ = COMMANDS[command]
-        names = list(self.ids) if command == "delete" else []
-        inodes = {name: self.host.at(self.base(name)).stat().st_ino for name in self.ids}
+        names = list(self.ids.values()) if command == "delete" else []
+        before = {name: identity(self.host.at(self.base(name))) for name in self.ids}
         done = self.host.run(
             "--inventory", str(self.folder / "inventory.yaml"), *argv, *names, "-f", "json"
         )
-        return Ran(self, command, done, inodes)
+        return Ran(self, command, done, before)
 
 
 @dataclass
 class Ran:
-    """What came of one run; ``inodes`` are those of the base files before."""
+    """What came of one run; ``before``: the base files' identities."""
 
     world: World
     command: str
     done: subprocess.CompletedProcess[str]
-    inodes: dict[str, int]
+    before: dict[str, tuple[int, int] | None]
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
 
@@ -139,10 +155,16 @@ class Ran:
         assert self.done.stdout, self.done.stderr
         for row in json.loads(self.done.stdout)["outcomes"]:
             self.rows[row["image_name"] or row["entry"]] = row
-        for name, inode in self.inodes.items():
-            path = self.world.host.at(self.world.base(name))
-            if path.exists() and path.stat().st_ino == inode:
+        for name, known in self.before.items():
+            if identity(self.world.host.at(self.world.base(name))) == known:
                 self.kept.add(name)
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file from one that was fetched anew, which may get the old one's inode."""
+    if not path.exists():
+        return None
+    return path.stat().st_ino, path.stat().st_size
 
 
 @pytest.fixture(scope="module")
@@ -164,20 +186,20 @@ def ran(request: pytest.FixtureRequest, world: World) -> Ran:
     return world.run(request.param)
 
 
-def rows(uses: tuple[Use, ...]) -> list[Any]:
-    """Return the cases as parameters."""
-    return [pytest.param(use, id=use.name) for use in uses]
+def name_of(use: Use) -> str:
+    """Return the name of a test's parameter."""
+    return use.name
 
 
 @pytest.mark.row("D5")
-@pytest.mark.parametrize("use", rows(USES))
+@pytest.mark.parametrize("use", USES, ids=name_of)
 def test_in_use(use: Use, ran: Ran) -> None:
     row = ran.rows.get(use.name, {})
     assert use.name in ran.kept, row
     assert row["code"] == "in-use", row
 
 
-@pytest.mark.parametrize("use", rows(UNUSED))
+@pytest.mark.parametrize("use", UNUSED, ids=name_of)
 def test_unused(use: Use, ran: Ran) -> None:
     row = ran.rows.get(use.name, {})
     assert use.name not in ran.kept, row
@@ -187,3 +209,21 @@ def test_unused(use: Use, ran: Ran) -> None:
 
 def test_the_evidence_is_complete(ran: Ran) -> None:
     assert ran.rows.get("", {}).get("reason") is None
+
+
+@pytest.mark.row("D6")
+@pytest.mark.parametrize(
+    ("use", "command"),
+    [
+        pytest.param(use, command, id=f"{use.name}-{command}")
+        for number, use in enumerate(BLIND)
+        for command in (COMMANDS if number == 0 else ["prune"])
+    ],
+)
+def test_evidence_that_is_missing_keeps_everything(use: Use, command: str, world: World) -> None:
+    with world.made(use):
+        ran = world.run(command)
+        assert ran.kept == set(world.ids)
+    row = ran.rows[""]
+    assert (row["outcome"], row["code"]) == ("error", "evidence")
+    assert BLIND[use] in row["reason"]

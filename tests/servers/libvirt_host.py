@@ -73,11 +73,11 @@ _WORDS = r"""
 set -eu -o pipefail
 export LC_ALL=C LIBVIRT_DEFAULT_URI=qemu:///system
 loop() {
-    local device
-    device=$(losetup -f --show "$@" 2>/dev/null)
-    echo "$device" >>/srv/loops
-    echo "$device"
+    echo "${@: -1}" >>/srv/loops
+    losetup -f --show "$@" 2>/dev/null
 }
+# By file: devices are the whole machine's, and others may have got one since.
+unloop() { losetup -j "$1" -n -O NAME | xargs -r losetup -d; }
 swap() { chmod 600 "$1"; mkswap -q "$1" >/dev/null; swapon "$1"; echo "$1" >>/srv/swaps; }
 # Start something that says "ready"; it lives until "release", or the end.
 hold() {
@@ -209,7 +209,7 @@ class LibvirtHost:
                 os.kill(number, signal.SIGKILL)
         for number in map(int, numbers):
             _wait_for_end(number)
-        for word, place in (("swapoff", "/srv/swaps"), ("losetup -d", "/srv/loops")):
+        for word, place in (("swapoff", "/srv/swaps"), ("unloop", "/srv/loops")):
             for name in self._noted(place):
                 with contextlib.suppress(AssertionError):  # ended by the script itself
                     self.script(f"{word} {name}")
