@@ -45,7 +45,7 @@ _DEPTH = 12
 _OTHERS = frozenset(("networks", "autostart", "nwfilter", "channel", "dbus", "slirp", "passt"))
 _GONE = (FileNotFoundError, NotADirectoryError)
 #: Pools whose volumes are on no file system or device of this host.
-_REMOTE_POOLS = frozenset(("rbd", "sheepdog", "gluster"))
+_REMOTE_POOLS = frozenset(("rbd", "sheepdog", "gluster", "iscsi-direct"))
 #: An absolute path at the beginning of a value, or behind what separates words in an argument of QEMU's.
 _PATHS = re.compile(r"(?:^|[\s,=:'\"])(/[^\s,'\"]*)")
 _SAVE = struct.Struct("=16s4I")
@@ -82,7 +82,7 @@ def use(scan, found):
     for domain in found:
         for path in domain.raw:
             for start in {"", domain.prefix}:
-                inode = _inode_of(start + path)
+                inode = None if scan.elsewhere(path) else _inode_of(start + path)
                 if inode is not None:
                     scan.raw.add(inode)
     for domain in found:
@@ -165,13 +165,14 @@ def _unreadable(scan, path, error):
 
 
 class _Folder:
-    """Reads domains, saved domains and images below one of libvirt's folders; follows no link to a folder."""
+    """Reads domains, saved domains and images below one of libvirt's folders; follows root's links."""
 
     def __init__(self, scan, prefix, trusted, found):
         self.scan = scan
         self.prefix = prefix
         self.trusted = trusted
         self.found = found
+        self.linked = set()  # folders that links led to
 
     def read(self, path, depth=0):
         """Read everything below a folder."""
@@ -197,16 +198,40 @@ class _Folder:
             if stat.S_ISDIR(status.st_mode):
                 if depth >= _DEPTH:
                     self.scan.problem("%s lies more than %d folders deep" % (path, _DEPTH))
-                elif name not in _OTHERS:
+                elif depth or name not in _OTHERS:
                     self.read(path, depth + 1)
             elif name.endswith(".xml"):
                 self.read_xml(folder_fd, path, name, stat.S_ISLNK(status.st_mode))
             elif stat.S_ISREG(status.st_mode) and status.st_size >= headers.LEAST_BYTES:
                 self.read_file(folder_fd, path, name, status)
+            elif stat.S_ISLNK(status.st_mode) and (depth or name not in _OTHERS):
+                self.follow(folder_fd, path, name, depth)
         except _GONE:
             pass
         except OSError as error:
             _unreadable(self.scan, path, error)
+
+    def follow(self, folder_fd, path, name, depth):
+        """Read what a link leads to, where root made it; what others link is theirs."""
+        try:
+            there = os.stat(name, dir_fd=folder_fd)
+        except _GONE:
+            self.scan.dangles(path, None, path)
+            return
+        if not self.trusted or stat.S_ISSOCK(there.st_mode) or stat.S_ISCHR(there.st_mode):
+            return
+        if stat.S_ISDIR(there.st_mode):
+            mark = (there.st_dev, there.st_ino)
+            if mark not in self.linked:
+                self.linked.add(mark)
+                self.read(path, depth + 1)
+        elif stat.S_ISREG(there.st_mode) and there.st_size >= headers.LEAST_BYTES:
+            folder, _, real = os.path.realpath(path).rpartition("/")
+            real_fd = os.open(folder or "/", os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                self.read_file(real_fd, path, real, there)
+            finally:
+                os.close(real_fd)
 
     def read_xml(self, folder_fd, path, name, is_link):
         """Read a domain; by root's links, too."""
@@ -361,8 +386,10 @@ def _read_pools(scan, prefix, folder, pools):
                     found.append(_pool(file.read(_XML_BYTES)))
             except _GONE:
                 continue
-            except (OSError, ValueError) as error:
-                _unreadable(scan, path, error if isinstance(error, OSError) else None)
+            except OSError as error:
+                _unreadable(scan, path, error)
+            except ValueError as error:
+                scan.problem("%s describes no storage pool that can be read: %s" % (path, error))
     for pool in found:
         pools[prefix, pool[0]] = pool
 

@@ -384,7 +384,7 @@ class Scan:
             try:
                 return os.open(real, headers.FLAGS | os.O_NOFOLLOW)
             except PermissionError:
-                if os.getuid():
+                if os.getuid() or not (trusted or self.below(real)):
                     raise
         with AsRoot():
             below = self.below(real)

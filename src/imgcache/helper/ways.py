@@ -44,12 +44,17 @@ def _reopened(fd, more):
 
 
 def open_anybodys(path):
-    """Open a regular file that everybody may read.
+    """Open a regular file that everybody may reach and read.
 
     Raises:
         PermissionError: not everybody may.
     """
-    fd = os.open(path, _LOOK)
+
+    def check(folder, _):
+        if not folder.st_mode & stat.S_IXOTH:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    fd = walk(path, check)
     try:
         status = os.fstat(fd)
         if stat.S_ISREG(status.st_mode) and not status.st_mode & stat.S_IROTH:

@@ -430,3 +430,26 @@ def test_swap_files_are_named_as_the_kernel_writes_them(host: Host) -> None:
     swaps.unlink()
     swaps.mkdir()
     assert [str(swaps) in problem for problem in host.scan(odd).problems] == [True]
+
+
+@pytest.mark.row("D5")
+@pytest.mark.parametrize("place", ["snapshot", "qemu/networks/snapshot/networks"])
+def test_domains_in_folders_that_root_linked_or_that_are_called_like_others(
+    place: str, host: Host, tmp_path: Path
+) -> None:
+    """As when /var/lib/libvirt/qemu/save is on another disk, or a domain is called networks."""
+    base = host.tree.image("used")
+    folder = tmp_path / "another disk" / place
+    folder.mkdir(parents=True)
+    (folder / "x.xml").write_text(domain(f"<source file='{base}'/>"))
+    (host.libvirt / "save").symlink_to(tmp_path / "another disk")
+    assert host.scan(base).users == {base.name: {UUID}}
+
+
+@pytest.mark.row("D6")
+def test_a_link_of_libvirts_that_leads_nowhere_is_missing_evidence(
+    host: Host, tmp_path: Path
+) -> None:
+    (host.libvirt / "save").symlink_to(tmp_path / "not mounted")
+    [problem] = host.scan().problems
+    assert "not mounted, which is missing" in problem
