@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from imgcache.drivers.entry_rows import cache_from, entry_from
 from imgcache.helper import cache as cache_module
+from imgcache.helper import domains
 from imgcache.helper import entries as entries_module
 from imgcache.helper import removal as removal_module
 from imgcache.helper import usage as usage_module
@@ -119,7 +120,8 @@ class World:
         }
         self.cache = cache.Cache(values)
         self.cache.nova_conf = [str(conf)]
-        roots = usage.Roots(str(self.proc), str(root / "sys"), ())
+        none = domains.Places((), (), (), str(root / "no passwd"))
+        roots = usage.Roots(str(self.proc), str(root / "sys"), none)
         self.cache.usage = usage.Usage(self.cache, roots)
         self.vms: list[Vm] = []
         self.boots: list[tuple[Iterator[str], set[str]]] = []

@@ -116,7 +116,7 @@ def _open_plain(path, flags):
     """Open a regular file; a pipe or device in its place would be waited for, or be changed by a look."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError(errno.EINVAL, "it is no regular file", path)
-    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
 
 
 class Conf:

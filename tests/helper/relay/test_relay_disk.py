@@ -209,7 +209,7 @@ def test_a_back_end_without_a_cache(rig: Rig, tree: Tree) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give files away")
-def test_a_final_of_another_user_is_served_by_root(tree: Tree, helper: Controller) -> None:
+def test_a_final_of_another_user_is_served_by_root(tree: Tree) -> None:
     """Libvirt gives files in use to its own user; the helper works as the owner of instances_path."""
     final = tree.base(BASE, DATA)
     for path in (tree.instances, tree.cache, tree.own, tree.instances / "locks"):
@@ -217,5 +217,8 @@ def test_a_final_of_another_user_is_served_by_root(tree: Tree, helper: Controlle
     os.chown(final, 4321, 4321)
     final.chmod(0o600)
     let_others_reach(tree.instances)
-    with Rig(helper, tree.instances, tls=False, times=TIMES) as rig:
+    with (
+        Controller("/usr/bin/python3") as helper,
+        Rig(helper, tree.instances, tls=False, times=TIMES) as rig,
+    ):
         assert_served(rig)
