@@ -98,6 +98,7 @@ def _unite_entries(entries: Sequence[CacheEntry], hosts: int) -> CacheEntry:
         links=max(entry.links for entry in entries),
         live=any(entry.live for entry in entries),
         manifest=pinned.manifest,
+        unremovable=next((entry.unremovable for entry in entries if entry.unremovable), None),
     )
 
 
